@@ -1,0 +1,135 @@
+// Package firewall plans what filters, masquerades and publishes: the host's
+// one nftables table, and the set elements that each network and each
+// published port adds to it. Rules do not grow with networks, sandboxes or
+// ports; only elements do.
+//
+// It is pure: it neither reads nor changes the machine.
+package firewall
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+
+	"github.com/sandnet/sandnet/internal/plan"
+	"github.com/sandnet/sandnet/internal/spec"
+)
+
+// Names and numbers of what the package makes.
+const (
+	tableFamily = "inet"
+	// TableName is the name of the table, in family inet.
+	TableName = "sandnet"
+	// AcceptMark is the bit of the packet mark that says "sandnet has let this
+	// packet through"; a foreign FORWARD chain with policy DROP accepts on it.
+	AcceptMark = 0x01000000
+)
+
+// Priorities of the base chains, relative to the kernel's own hooks
+// (include/uapi/linux/netfilter_ipv4.h): the filter runs before foreign
+// FORWARD chains at 0, so that the mark is there when they look.
+const (
+	prioRaw     = -300
+	prioDstNAT  = -100
+	prioForward = -10
+	prioSrcNAT  = 100
+)
+
+var (
+	setBridges    = plan.Set{Name: "bridges", Type: "ifname", Comment: "every bridge of sandnet"}
+	setTalk       = plan.Set{Name: "talk", Type: "ifname . ifname", Comment: "bridge pairs whose sandboxes may talk"}
+	setOutbound   = plan.Set{Name: "outbound", Type: "ifname", Comment: "bridges with a way out"}
+	setMasquerade = plan.Set{Name: "masquerade", Type: "ifname", Comment: "bridges whose traffic leaves with the address of the host"}
+	mapPorts      = plan.Set{Name: "ports", Type: "inet_proto . inet_service", Data: "ipv4_addr . inet_service",
+		Comment: "published on every address of the host"}
+	mapPortsOn = plan.Set{Name: "ports-on", Type: "ipv4_addr . inet_proto . inet_service", Data: "ipv4_addr . inet_service",
+		Comment: "published on one address"}
+)
+
+// Host plans what all networks share. Each chain is explained in
+// docs/modes/bridge.md.
+func Host() []plan.Object {
+	publish := []string{
+		"dnat ip to ip daddr . meta l4proto . th dport map @ports-on",
+		"fib daddr type local dnat ip to meta l4proto . th dport map @ports",
+	}
+	return []plan.Object{plan.Table{
+		Family: tableFamily, Name: TableName,
+		Sets: []plan.Set{setBridges, setTalk, setOutbound, setMasquerade, mapPorts, mapPortsOn},
+		Chains: []plan.Chain{
+			// Published ports on 127.0.0.1 need route_localnet on the bridges;
+			// without this, a sandbox could reach everything on the host's loopback.
+			{Name: "raw-prerouting", Type: "filter", Hook: "prerouting", Priority: prioRaw, Rules: []string{
+				"iifname @bridges ip daddr 127.0.0.0/8 drop",
+			}},
+			// From outside, 127.0.0.0/8 is never translated: it then is a martian.
+			{Name: "prerouting", Type: "nat", Hook: "prerouting", Priority: prioDstNAT,
+				Rules: append([]string{"ip daddr 127.0.0.0/8 return"}, publish...)},
+			{Name: "output", Type: "nat", Hook: "output", Priority: prioDstNAT, Rules: publish},
+			{Name: "accepted", Rules: []string{
+				"meta mark set meta mark | " + fmt.Sprintf("0x%08x", AcceptMark),
+				"accept",
+			}},
+			{Name: "forward", Type: "filter", Hook: "forward", Priority: prioForward, Rules: []string{
+				"oifname @bridges ct state established,related goto accepted",
+				"iifname @bridges ct state established,related goto accepted",
+				"oifname @bridges ct status dnat goto accepted",
+				"iifname . oifname @talk goto accepted",
+				"oifname @bridges drop",
+				"iifname @bridges iifname != @outbound drop",
+				// Another program's bridge is that program's to open or close.
+				`iifname @bridges meta oifkind "bridge" accept`,
+				"iifname @bridges goto accepted",
+			}},
+			{Name: "postrouting", Type: "nat", Hook: "postrouting", Priority: prioSrcNAT, Rules: []string{
+				"oifname @bridges ip saddr 127.0.0.0/8 masquerade",
+				"iifname . oifname @talk ct status dnat masquerade",
+				"oifname @bridges return",
+				"iifname @masquerade masquerade",
+			}},
+		},
+	}}
+}
+
+// Network plans the elements of one bridge network.
+func Network(n spec.Network) []plan.Object {
+	br := strconv.Quote(n.Bridge)
+	objs := []plan.Object{element(setBridges, br, "")}
+	if !n.NoICC {
+		objs = append(objs, element(setTalk, br+" . "+br, ""))
+	}
+	if !n.Internal {
+		objs = append(objs, element(setOutbound, br, ""))
+		if !n.NoMasquerade {
+			objs = append(objs, element(setMasquerade, br, ""))
+		}
+	}
+	return objs
+}
+
+// Publish plans one published port of the sandbox address to: the port is
+// reserved on the host, then translated.
+func Publish(p spec.Port, to netip.Addr) []plan.Object {
+	key := fmt.Sprintf("%s . %d", p.Proto, p.HostPort)
+	set := mapPorts
+	if !p.HostIP.IsUnspecified() {
+		key, set = p.HostIP.String()+" . "+key, mapPortsOn
+	}
+	return []plan.Object{
+		plan.HostPort{Proto: string(p.Proto), IP: p.HostIP, Port: p.HostPort},
+		element(set, key, fmt.Sprintf("%s . %d", to, p.Port)),
+	}
+}
+
+// AcceptIn plans the one rule by which a foreign iptables chain that ends in
+// DROP lets sandnet's packets pass.
+func AcceptIn(chain string) plan.Object {
+	mark := fmt.Sprintf("0x%x/0x%x", AcceptMark, AcceptMark)
+	return plan.Rule{Family: "ip", Table: "filter", Chain: chain,
+		Spec: []string{"-m", "mark", "--mark", mark, "-m", "comment", "--comment", "sandnet", "-j", "ACCEPT"}}
+}
+
+func element(s plan.Set, key, data string) plan.Element {
+	s.Comment = ""
+	return plan.Element{Family: tableFamily, Table: TableName, Set: s, Entry: key, Data: data}
+}

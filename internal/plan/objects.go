@@ -1,0 +1,258 @@
+package plan
+
+import (
+	"fmt"
+	"net/netip"
+	"path"
+	"strings"
+)
+
+// The kinds of objects.
+const (
+	KindNetns     Kind = "netns"
+	KindLink      Kind = "link"
+	KindAddr      Kind = "addr"
+	KindRoute     Kind = "route"
+	KindSysctl    Kind = "sysctl"
+	KindTable     Kind = "table"
+	KindElement   Kind = "element"
+	KindRule      Kind = "rule"
+	KindHostPort  Kind = "hostport"
+	KindFile      Kind = "file"
+	KindSymlink   Kind = "symlink"
+	KindHostsLine Kind = "hostsline"
+)
+
+// Netns is a network namespace pinned by a bind mount at Path. Deleting it
+// unpins it; the kernel frees the namespace and the links in it once no
+// process is left inside.
+type Netns struct {
+	Path string `json:"path"`
+	// Join is the path of an existing namespace to pin again (/proc/PID/ns/net
+	// or another pin); empty for a new namespace.
+	Join string `json:"join,omitempty"`
+	// Mark is set as the loopback's link group, so that gc recognises a
+	// namespace of ours; 0 for joined namespaces.
+	Mark uint32 `json:"mark,omitempty"`
+}
+
+func (Netns) Kind() Kind    { return KindNetns }
+func (n Netns) Key() string { return "netns " + n.Path }
+func (n Netns) Commands() []string {
+	name := path.Base(n.Path)
+	switch {
+	case n.Join == "":
+		return []string{"ip netns add " + name, fmt.Sprintf("ip -n %s link set lo group %d up", name, n.Mark)}
+	case strings.HasPrefix(n.Join, "/proc/"):
+		pid, _, _ := strings.Cut(strings.TrimPrefix(n.Join, "/proc/"), "/")
+		return []string{"ip netns attach " + name + " " + pid}
+	default:
+		return []string{fmt.Sprintf("touch %[2]s && mount --bind %[1]s %[2]s", n.Join, n.Path)}
+	}
+}
+
+// LinkType is a link's kind in iproute2's words.
+type LinkType string
+
+// The link types sandnet makes.
+const (
+	Bridge LinkType = "bridge"
+	Veth   LinkType = "veth"
+)
+
+// Link is a network device of the host. A veth's other end is made in the
+// namespace PeerNetns, under the name Peer; both ends are up.
+type Link struct {
+	Name string   `json:"name"`
+	Type LinkType `json:"type"`
+	// MTU in bytes.
+	MTU int `json:"mtu"`
+	// MAC of the link itself; empty lets the kernel choose.
+	MAC string `json:"mac,omitempty"`
+	// Master is the bridge the link is a port of.
+	Master string `json:"master,omitempty"`
+	// Mark is the link group (rtnetlink IFLA_GROUP): it says the link is ours.
+	Mark      uint32 `json:"mark"`
+	Peer      string `json:"peer,omitempty"`
+	PeerNetns string `json:"peerNetns,omitempty"`
+	PeerMAC   string `json:"peerMAC,omitempty"`
+	// IPv6 leaves the kernel's IPv6 address generation on. Off, the links get
+	// no link-local address: that is cheaper and says nothing on the wire.
+	IPv6 bool `json:"ipv6,omitempty"`
+}
+
+func (Link) Kind() Kind    { return KindLink }
+func (l Link) Key() string { return "link " + l.Name }
+func (l Link) Commands() []string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "ip link add %s", l.Name)
+	if l.MAC != "" {
+		fmt.Fprintf(&b, " address %s", l.MAC)
+	}
+	fmt.Fprintf(&b, " mtu %d group %d", l.MTU, l.Mark)
+	if l.Master != "" {
+		fmt.Fprintf(&b, " master %s", l.Master)
+	}
+	fmt.Fprintf(&b, " type %s", l.Type)
+	if l.Type != Veth {
+		return append([]string{b.String()}, l.raise("", l.Name))
+	}
+	ns := path.Base(l.PeerNetns)
+	fmt.Fprintf(&b, " peer name %s mtu %d", l.Peer, l.MTU)
+	if l.PeerMAC != "" {
+		fmt.Fprintf(&b, " address %s", l.PeerMAC)
+	}
+	fmt.Fprintf(&b, " netns %s", ns)
+	return []string{b.String(), l.raise("", l.Name), l.raise("-n "+ns+" ", l.Peer)}
+}
+
+func (l Link) raise(ns, name string) string {
+	gen := " addrgenmode none"
+	if l.IPv6 {
+		gen = ""
+	}
+	return fmt.Sprintf("ip %slink set %s%s up", ns, name, gen)
+}
+
+// Addr is an address on a link. Netns is the path of the namespace's pin, or
+// empty for the host.
+type Addr struct {
+	Netns string       `json:"netns,omitempty"`
+	Link  string       `json:"link"`
+	Addr  netip.Prefix `json:"addr"`
+}
+
+func (Addr) Kind() Kind    { return KindAddr }
+func (a Addr) Key() string { return fmt.Sprintf("addr %s %s %s", a.Netns, a.Link, a.Addr) }
+func (a Addr) Commands() []string {
+	brd := ""
+	if a.Addr.Addr().Is4() && a.Addr.Bits() < 31 {
+		brd = " brd +"
+	}
+	return []string{fmt.Sprintf("ip %saddr add %s%s dev %s", inNetns(a.Netns), a.Addr, brd, a.Link)}
+}
+
+// Route is a unicast route in the main table.
+type Route struct {
+	Netns string       `json:"netns,omitempty"`
+	Dst   netip.Prefix `json:"dst"`
+	Via   netip.Addr   `json:"via,omitzero"`
+	Link  string       `json:"link"`
+}
+
+func (Route) Kind() Kind    { return KindRoute }
+func (r Route) Key() string { return fmt.Sprintf("route %s %s", r.Netns, r.Dst) }
+func (r Route) Commands() []string {
+	dst := r.Dst.String()
+	if r.Dst.Bits() == 0 {
+		dst = "default"
+	}
+	via := ""
+	if r.Via.IsValid() {
+		via = " via " + r.Via.String()
+	}
+	return []string{fmt.Sprintf("ip %sroute add %s%s dev %s", inNetns(r.Netns), dst, via, r.Link)}
+}
+
+func inNetns(p string) string {
+	if p == "" {
+		return ""
+	}
+	return "-n " + path.Base(p) + " "
+}
+
+// Sysctl is a value below /proc/sys. Name has slashes, since interface names
+// may hold dots: "net/ipv4/conf/sandnet0/route_localnet".
+type Sysctl struct {
+	Netns string `json:"netns,omitempty"`
+	Name  string `json:"name"`
+	Value string `json:"value"`
+	// Restore is written back on deletion, unless somebody has changed the
+	// value since; empty leaves the value alone.
+	Restore string `json:"restore,omitempty"`
+}
+
+func (Sysctl) Kind() Kind    { return KindSysctl }
+func (s Sysctl) Key() string { return fmt.Sprintf("sysctl %s %s", s.Netns, s.Name) }
+func (s Sysctl) Commands() []string {
+	cmd := fmt.Sprintf("sysctl -w %s=%s", s.Name, quote(s.Value))
+	if s.Netns != "" {
+		cmd = "ip netns exec " + path.Base(s.Netns) + " " + cmd
+	}
+	return []string{cmd}
+}
+
+// HostPort reserves a port of the host against bind(2): a later bind by any
+// process in the same network namespace fails with EADDRINUSE. IP is the
+// address it is reserved on, unspecified for all. No process holds it.
+type HostPort struct {
+	Proto string     `json:"proto"`
+	IP    netip.Addr `json:"ip"`
+	Port  uint16     `json:"port"`
+}
+
+func (HostPort) Kind() Kind { return KindHostPort }
+func (h HostPort) Key() string {
+	return fmt.Sprintf("hostport %s %s", h.Proto, netip.AddrPortFrom(h.IP, h.Port))
+}
+func (h HostPort) Commands() []string {
+	return []string{fmt.Sprintf("# reserve %s %s: a BPF program on the root cgroup refuses bind(2)",
+		h.Proto, netip.AddrPortFrom(h.IP, h.Port))}
+}
+
+// File is a regular file with this content; its directory is made if needed,
+// and removed with the last file in it.
+type File struct {
+	Path    string `json:"path"`
+	Content string `json:"content"`
+}
+
+func (File) Kind() Kind    { return KindFile }
+func (f File) Key() string { return "file " + f.Path }
+func (f File) Commands() []string {
+	return []string{fmt.Sprintf("mkdir -p %s && printf %%s %s > %s", path.Dir(f.Path), quote(f.Content), f.Path)}
+}
+
+// Symlink is a symbolic link; its directory is treated as a File's is.
+type Symlink struct {
+	Path   string `json:"path"`
+	Target string `json:"target"`
+}
+
+func (Symlink) Kind() Kind    { return KindSymlink }
+func (s Symlink) Key() string { return "file " + s.Path }
+func (s Symlink) Commands() []string {
+	return []string{fmt.Sprintf("mkdir -p %s && ln -s %s %s", path.Dir(s.Path), s.Target, s.Path)}
+}
+
+// HostsLine is one line of a hosts(5) file that several owners share. The file
+// keeps its inode, so that a bind mount of it shows every change. A file
+// without lines is removed.
+type HostsLine struct {
+	Path  string     `json:"path"`
+	Addr  netip.Addr `json:"addr"`
+	Names []string   `json:"names"`
+}
+
+func (HostsLine) Kind() Kind    { return KindHostsLine }
+func (h HostsLine) Key() string { return fmt.Sprintf("hosts %s %s", h.Path, h.Addr) }
+
+// Line is the line as it stands in the file, without the newline.
+func (h HostsLine) Line() string { return h.Addr.String() + "\t" + strings.Join(h.Names, " ") }
+func (h HostsLine) Commands() []string {
+	return []string{fmt.Sprintf("printf '%%s\\n' %s >> %s", quote(h.Line()), h.Path)}
+}
+
+// quote makes s one word of a POSIX shell.
+func quote(s string) string {
+	if s != "" && !strings.ContainsFunc(s, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("_-+=.,:/@%^", r))
+	}) {
+		return s
+	}
+	if strings.ContainsAny(s, "\n\t") {
+		r := strings.NewReplacer(`\`, `\\`, `'`, `\'`, "\n", `\n`, "\t", `\t`)
+		return "$'" + r.Replace(s) + "'"
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}

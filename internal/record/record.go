@@ -1,0 +1,260 @@
+// Package record keeps plans on disk, one JSON file per owner, and the locks
+// that go with them. The files live and die with the kernel state they
+// describe: a store found from an earlier boot is emptied.
+//
+// An owner's lock file exists only while an operation on it is under way. One
+// that nobody holds says that the operation was killed: Interrupted finds
+// those, so that every command can clean up after its predecessor at the
+// price of reading one directory, which is nearly always empty.
+package record
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sandnet/sandnet/internal/crash"
+	"github.com/sandnet/sandnet/internal/plan"
+)
+
+// Store is a directory of records. It is safe for concurrent use by any number
+// of processes.
+type Store struct{ dir string }
+
+const bootIDFile = "/proc/sys/kernel/random/boot_id"
+
+// Open makes dir (0700) if need be and empties it if the machine has booted
+// since it was written.
+func Open(dir string) (*Store, error) {
+	s := &Store{dir: dir}
+	boot, err := os.ReadFile(bootIDFile)
+	if err != nil {
+		return nil, err
+	}
+	stamp := filepath.Join(dir, "boot-id")
+	if old, err := os.ReadFile(stamp); err == nil && bytes.Equal(old, boot) {
+		return s, nil
+	} else if err == nil && len(old) > 0 {
+		if err := os.RemoveAll(dir); err != nil {
+			return nil, fmt.Errorf("clear state of an earlier boot: %w", err)
+		}
+	}
+	for _, d := range []string{"records", "locks", "attached"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
+			return nil, err
+		}
+	}
+	return s, WriteFile(stamp, boot, false)
+}
+
+// Dir is the directory below which the store keeps its files.
+func (s *Store) Dir() string { return s.dir }
+
+func (s *Store) path(owner string) string { return filepath.Join(s.dir, "records", owner+".json") }
+
+// Load reads owner's plan; fs.ErrNotExist if it has none.
+func (s *Store) Load(owner string) (plan.Plan, error) {
+	var p plan.Plan
+	data, err := os.ReadFile(s.path(owner))
+	if err != nil {
+		return p, err
+	}
+	if err := json.Unmarshal(data, &p); err != nil {
+		return p, fmt.Errorf("record of %s: %w", owner, err)
+	}
+	return p, nil
+}
+
+// Save replaces owner's plan atomically.
+func (s *Store) Save(p plan.Plan) error {
+	data, err := json.Marshal(p)
+	if err != nil {
+		return fmt.Errorf("record of %s: %w", p.Owner, err)
+	}
+	path := s.path(p.Owner)
+	err = WriteFile(path, data, false)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			return err
+		}
+		err = WriteFile(path, data, false)
+	}
+	return err
+}
+
+// Remove drops owner's record; a missing one is no error.
+func (s *Store) Remove(owner string) error {
+	crash.Point("record remove")
+	if err := os.Remove(s.path(owner)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// Owners lists all owners with a record, sorted.
+func (s *Store) Owners() ([]string, error) {
+	root := filepath.Join(s.dir, "records")
+	var out []string
+	err := filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
+		if err != nil {
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			return err
+		}
+		if rel, ok := strings.CutSuffix(p[len(root):], ".json"); ok && !d.IsDir() && !strings.HasPrefix(d.Name(), ".") {
+			out = append(out, rel[1:])
+		}
+		return nil
+	})
+	return out, err
+}
+
+// Lock takes owner's lock, waiting for its holder until ctx ends.
+func (s *Store) Lock(ctx context.Context, owner string) (unlock func(), err error) {
+	for {
+		f, err := s.tryLock("locks", owner, os.O_CREATE)
+		if err == nil {
+			crash.Point("record lock")
+			return unlocker(f), nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("lock %s: %w", owner, err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("lock %s: another sandnet is working on it: %w", owner, ctx.Err())
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+}
+
+// Attach ties owner to this process: once the process is gone without having
+// called release, Abandoned returns the owner.
+func (s *Store) Attach(owner string) (release func(), err error) {
+	f, err := s.tryLock("attached", owner, os.O_CREATE)
+	if err != nil {
+		return nil, fmt.Errorf("attach to %s: %w", owner, err)
+	}
+	crash.Point("record attach")
+	return unlocker(f), nil
+}
+
+// Interrupted locks and returns every owner whose operation was killed. The
+// caller cleans each up and calls its unlock.
+func (s *Store) Interrupted() (map[string]func(), error) { return s.unheld("locks") }
+
+// Abandoned returns every owner that was attached to a process which is gone.
+// The caller removes each and calls its release.
+func (s *Store) Abandoned() (map[string]func(), error) { return s.unheld("attached") }
+
+func (s *Store) unheld(kind string) (map[string]func(), error) {
+	entries, err := os.ReadDir(filepath.Join(s.dir, kind))
+	if err != nil || len(entries) == 0 {
+		return nil, err
+	}
+	out := map[string]func(){}
+	for _, e := range entries {
+		owner := strings.ReplaceAll(e.Name(), ":", "/")
+		f, err := s.tryLock(kind, owner, 0)
+		if errors.Is(err, unix.EWOULDBLOCK) || errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return out, err
+		}
+		if kind == "locks" { // nobody is writing the record: what is half written stays so
+			os.Remove(tempName(s.path(owner)))
+		}
+		out[owner] = unlocker(f)
+	}
+	return out, nil
+}
+
+// tryLock opens and flocks a lock file; the file may have been unlinked by its
+// last holder in between, then it is opened again.
+func (s *Store) tryLock(kind, owner string, flag int) (*os.File, error) {
+	name := filepath.Join(s.dir, kind, strings.ReplaceAll(owner, "/", ":"))
+	for {
+		f, err := os.OpenFile(name, os.O_RDWR|flag, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+			f.Close()
+			return nil, err
+		}
+		var have, named unix.Stat_t
+		if err := unix.Fstat(int(f.Fd()), &have); err != nil {
+			f.Close()
+			return nil, err
+		}
+		if err := unix.Stat(name, &named); err == nil && have.Ino == named.Ino && have.Dev == named.Dev {
+			return f, nil
+		}
+		f.Close()
+	}
+}
+
+func unlocker(f *os.File) func() {
+	return func() {
+		crash.Point("record unlock")
+		os.Remove(f.Name())
+		f.Close()
+	}
+}
+
+// WriteFile replaces path atomically (0600). Durable writes survive a loss of
+// power as well as of the process: the file and its directory are synced. A
+// name that starts with a dot is never a record, only a write that was killed.
+func WriteFile(path string, data []byte, durable bool) error {
+	tmp := tempName(path)
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	crash.Point("record create")
+	_, err = f.Write(data)
+	if err == nil && durable {
+		err = f.Sync()
+	}
+	if e := f.Close(); err == nil {
+		err = e
+	}
+	if err != nil {
+		os.Remove(tmp)
+		return err
+	}
+	crash.Point("record rename")
+	if err := os.Rename(tmp, path); err != nil {
+		return err
+	}
+	crash.Point("record renamed")
+	if durable {
+		return syncDir(filepath.Dir(path))
+	}
+	return nil
+}
+
+func tempName(path string) string {
+	dir, base := filepath.Split(path)
+	return filepath.Join(dir, ".tmp-"+base)
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}

@@ -1,0 +1,163 @@
+// Package spec holds what users ask for, as plain validated data: a Sandbox
+// and its published ports, a Network. It parses docker's spellings of them
+// and refuses what cannot be meant, with the offending value in the error.
+//
+// It reads nothing from the host and decides nothing that depends on it: which
+// address or port is free is package sandbox's business.
+package spec
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+// InputError says that what the user gave is wrong; nothing was changed. The
+// CLI exits 2 on it.
+type InputError struct {
+	// What names the input ("subnet", "--publish"), Value is it, Why the reason.
+	What, Value, Why string
+	// Hint is a known cure, or empty.
+	Hint string
+}
+
+func (e *InputError) Error() string { return fmt.Sprintf("invalid %s %q: %s", e.What, e.Value, e.Why) }
+
+// Mode is how a sandbox is networked.
+type Mode string
+
+// The modes. A user-defined network is ModeBridge with another network name.
+const (
+	ModeBridge    Mode = "bridge"
+	ModeHost      Mode = "host"
+	ModeContainer Mode = "container"
+	ModeNone      Mode = "none"
+)
+
+// DefaultNetwork is the network of `--net bridge`; it exists from its first use.
+const DefaultNetwork = "bridge"
+
+// Proto is a transport protocol that can be published.
+type Proto string
+
+// The transport protocols.
+const (
+	TCP  Proto = "tcp"
+	UDP  Proto = "udp"
+	SCTP Proto = "sctp"
+)
+
+// Port is one published port: host address and port to sandbox port.
+type Port struct {
+	// HostIP is unspecified (0.0.0.0) for every address of the host.
+	HostIP netip.Addr `json:"hostIP"`
+	// HostPort 0 asks for an ephemeral port; in an Endpoint it is the real one.
+	HostPort uint16 `json:"hostPort"`
+	Port     uint16 `json:"port"`
+	Proto    Proto  `json:"protocol"`
+}
+
+// String is docker's spelling, 0.0.0.0:8080:80/tcp.
+func (p Port) String() string {
+	return fmt.Sprintf("%s:%d/%s", netip.AddrPortFrom(p.HostIP, p.HostPort), p.Port, p.Proto)
+}
+
+// HostEntry is one --add-host NAME:IP.
+type HostEntry struct {
+	Name string     `json:"name"`
+	Addr netip.Addr `json:"addr"`
+}
+
+// Attachment asks for one endpoint on one network.
+type Attachment struct {
+	Network string `json:"network"`
+	// IP and IP6 are fixed addresses; invalid means the next free one.
+	IP  netip.Addr `json:"ip,omitzero"`
+	IP6 netip.Addr `json:"ip6,omitzero"`
+	// MAC is the fixed MAC; empty means derived from the address.
+	MAC     string   `json:"mac,omitempty"`
+	Aliases []string `json:"aliases,omitempty"`
+}
+
+// Sandbox is a request for a sandbox.
+type Sandbox struct {
+	// Name is unique on the host; the manager fills in the first 12 digits of
+	// the ID where the user gave none.
+	Name string `json:"name"`
+	// ID is 64 hex digits, the manager's choice.
+	ID   string `json:"id"`
+	Mode Mode   `json:"mode"`
+	// Join is the sandbox (name or ID) or PID of ModeContainer.
+	Join string `json:"join,omitempty"`
+	// Attach is the networks of ModeBridge, the first one with the default
+	// gateway and the published ports.
+	Attach    []Attachment      `json:"attach,omitempty"`
+	Ports     []Port            `json:"ports,omitempty"`
+	Hostname  string            `json:"hostname,omitempty"`
+	DNS       []netip.Addr      `json:"dns,omitempty"`
+	DNSSearch []string          `json:"dnsSearch,omitempty"`
+	Hosts     []HostEntry       `json:"hosts,omitempty"`
+	Labels    map[string]string `json:"labels,omitempty"`
+	// Sysctls are values below net/ set inside the namespace; the keys have slashes.
+	Sysctls map[string]string `json:"sysctls,omitempty"`
+	// MTU in bytes of the sandbox's interfaces; 0 takes the network's.
+	MTU int `json:"mtu,omitempty"`
+}
+
+// Network is a bridge network's definition.
+type Network struct {
+	Name string `json:"name"`
+	// Bridge is the bridge device's name.
+	Bridge  string         `json:"bridge"`
+	Subnets []netip.Prefix `json:"subnets"`
+	// Gateways has the host's address in each subnet, in the same order.
+	Gateways []netip.Addr `json:"gateways"`
+	// Range narrows what is handed out automatically; invalid means the subnet.
+	Range netip.Prefix `json:"range,omitzero"`
+	// Aux addresses are never handed out, by name.
+	Aux          map[string]netip.Addr `json:"aux,omitempty"`
+	Labels       map[string]string     `json:"labels,omitempty"`
+	MTU          int                   `json:"mtu"`
+	Internal     bool                  `json:"internal,omitempty"`
+	NoICC        bool                  `json:"noICC,omitempty"`
+	NoMasquerade bool                  `json:"noMasquerade,omitempty"`
+	Created      time.Time             `json:"created"`
+}
+
+// Endpoint is a sandbox's place on a network, with everything allocated. It is
+// what the bridge mode plans from and what `inspect` shows.
+type Endpoint struct {
+	Network string `json:"network"`
+	// Interface is the device's name inside, HostInterface outside.
+	Interface     string         `json:"interface"`
+	HostInterface string         `json:"hostInterface"`
+	MAC           string         `json:"mac"`
+	MTU           int            `json:"mtu"`
+	Addresses     []netip.Prefix `json:"addresses"`
+	Gateways      []netip.Addr   `json:"gateways"`
+	Aliases       []string       `json:"aliases"`
+	Ports         []Port         `json:"ports"`
+}
+
+// Facts is what the manager found out and allocated for one sandbox; with the
+// Sandbox it is all that a mode plans from.
+type Facts struct {
+	// Netns is the path the namespace is pinned at.
+	Netns string
+	// JoinPath is, for ModeContainer, the namespace to join.
+	JoinPath string
+	// EtcDir is the directory for hosts, resolv.conf and hostname; HostsDir has
+	// the hosts file of each user-defined network, which its sandboxes share.
+	EtcDir, HostsDir string
+	// IndexPath is the symlink that finds the sandbox by ID; its target is the name.
+	IndexPath string
+	// JoinedPath marks, for ModeContainer with a sandbox, that it is in use.
+	JoinedPath string
+	// Mark is this root's link group.
+	Mark uint32
+	// Endpoints and Networks go together, one each per attachment.
+	Endpoints []Endpoint
+	Networks  []Network
+	// HostResolv is the host's resolv.conf.
+	HostResolv string
+}
