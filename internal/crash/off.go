@@ -6,3 +6,7 @@ package crash
 
 // Point marks an instant between two changes; name says which comes next.
 func Point(name string) {}
+
+// Enabled says that the build has kill points; a batch of changes is then made
+// one by one.
+const Enabled = false

@@ -38,8 +38,10 @@ const (
 var (
 	setBridges    = plan.Set{Name: "bridges", Type: "ifname", Comment: "every bridge of sandnet"}
 	setTalk       = plan.Set{Name: "talk", Type: "ifname . ifname", Comment: "bridge pairs whose sandboxes may talk"}
-	setOutbound   = plan.Set{Name: "outbound", Type: "ifname", Comment: "bridges with a way out"}
-	setMasquerade = plan.Set{Name: "masquerade", Type: "ifname", Comment: "bridges whose traffic leaves with the address of the host"}
+	setApart      = plan.Set{Name: "apart", Type: "ifname . ifname", Comment: "bridge pairs whose sandboxes may not, not even through published ports"}
+	setSelf       = plan.Set{Name: "self", Type: "ipv4_addr . ipv4_addr", Comment: "sandboxes with published ports, each with itself"}
+	setOutbound   = plan.Set{Name: "outbound", Type: "ifname", Comment: "bridges with a way in and out"}
+	setMasquerade = plan.Set{Name: "masqueraded", Type: "ifname", Comment: "bridges whose traffic leaves with the address of the host"}
 	mapPorts      = plan.Set{Name: "ports", Type: "inet_proto . inet_service", Data: "ipv4_addr . inet_service",
 		Comment: "published on every address of the host"}
 	mapPortsOn = plan.Set{Name: "ports-on", Type: "ipv4_addr . inet_proto . inet_service", Data: "ipv4_addr . inet_service",
@@ -55,7 +57,7 @@ func Host() []plan.Object {
 	}
 	return []plan.Object{plan.Table{
 		Family: tableFamily, Name: TableName,
-		Sets: []plan.Set{setBridges, setTalk, setOutbound, setMasquerade, mapPorts, mapPortsOn},
+		Sets: []plan.Set{setBridges, setTalk, setApart, setSelf, setOutbound, setMasquerade, mapPorts, mapPortsOn},
 		Chains: []plan.Chain{
 			// Published ports on 127.0.0.1 need route_localnet on the bridges;
 			// without this, a sandbox could reach everything on the host's loopback.
@@ -73,19 +75,31 @@ func Host() []plan.Object {
 			{Name: "forward", Type: "filter", Hook: "forward", Priority: prioForward, Rules: []string{
 				"oifname @bridges ct state established,related goto accepted",
 				"iifname @bridges ct state established,related goto accepted",
-				"oifname @bridges ct status dnat goto accepted",
 				"iifname . oifname @talk goto accepted",
-				"oifname @bridges drop",
+				// A packet of a sandbox to itself comes this way only if it was
+				// sent to its own published port.
+				"ip saddr . ip daddr @self ct status dnat goto accepted",
+				"iifname . oifname @apart drop",
 				"iifname @bridges iifname != @outbound drop",
+				"oifname @bridges oifname != @outbound drop",
+				"oifname @bridges ct status dnat goto accepted",
+				"oifname @bridges drop",
 				// Another program's bridge is that program's to open or close.
 				`iifname @bridges meta oifkind "bridge" accept`,
 				"iifname @bridges goto accepted",
 			}},
+			// The host itself, at whatever address, is outside an internal network.
+			{Name: "input", Type: "filter", Hook: "input", Priority: prioForward, Rules: []string{
+				"iifname @bridges iifname != @outbound ct state invalid,new drop",
+			}},
+			// Who reaches a neighbour or itself through the host must see the
+			// answers come from the host, too.
 			{Name: "postrouting", Type: "nat", Hook: "postrouting", Priority: prioSrcNAT, Rules: []string{
 				"oifname @bridges ip saddr 127.0.0.0/8 masquerade",
+				"ip saddr . ip daddr @self masquerade",
 				"iifname . oifname @talk ct status dnat masquerade",
 				"oifname @bridges return",
-				"iifname @masquerade masquerade",
+				"iifname @masqueraded masquerade",
 			}},
 		},
 	}}
@@ -94,10 +108,11 @@ func Host() []plan.Object {
 // Network plans the elements of one bridge network.
 func Network(n spec.Network) []plan.Object {
 	br := strconv.Quote(n.Bridge)
-	objs := []plan.Object{element(setBridges, br, "")}
-	if !n.NoICC {
-		objs = append(objs, element(setTalk, br+" . "+br, ""))
+	pair := setTalk
+	if n.NoICC {
+		pair = setApart
 	}
+	objs := []plan.Object{element(setBridges, br, ""), element(pair, br+" . "+br, "")}
 	if !n.Internal {
 		objs = append(objs, element(setOutbound, br, ""))
 		if !n.NoMasquerade {
@@ -118,6 +133,7 @@ func Publish(p spec.Port, to netip.Addr) []plan.Object {
 	return []plan.Object{
 		plan.HostPort{Proto: string(p.Proto), IP: p.HostIP, Port: p.HostPort},
 		element(set, key, fmt.Sprintf("%s . %d", to, p.Port)),
+		element(setSelf, fmt.Sprintf("%s . %s", to, to), ""),
 	}
 }
 

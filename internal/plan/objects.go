@@ -21,6 +21,7 @@ const (
 	KindFile      Kind = "file"
 	KindSymlink   Kind = "symlink"
 	KindHostsLine Kind = "hostsline"
+	KindHostsFile Kind = "hostsfile"
 )
 
 // Netns is a network namespace pinned by a bind mount at Path. Deleting it
@@ -225,23 +226,56 @@ func (s Symlink) Commands() []string {
 	return []string{fmt.Sprintf("mkdir -p %s && ln -s %s %s", path.Dir(s.Path), s.Target, s.Path)}
 }
 
-// HostsLine is one line of a hosts(5) file that several owners share. The file
-// keeps its inode, so that a bind mount of it shows every change. A file
-// without lines is removed.
+// HostsLine is one line in every hosts(5) file of a network. The files are
+// those of the directory Dir; each keeps its inode, so that a bind mount of it
+// shows every change. SharedHosts is made with the first line, and goes with
+// the last.
 type HostsLine struct {
-	Path  string     `json:"path"`
+	Dir   string     `json:"dir"`
 	Addr  netip.Addr `json:"addr"`
 	Names []string   `json:"names"`
 }
 
-func (HostsLine) Kind() Kind    { return KindHostsLine }
-func (h HostsLine) Key() string { return fmt.Sprintf("hosts %s %s", h.Path, h.Addr) }
+// SharedHosts is the file, in a network's hosts directory, of all sandboxes
+// that need no lines of their own.
+const SharedHosts = "shared"
 
-// Line is the line as it stands in the file, without the newline.
-func (h HostsLine) Line() string { return h.Addr.String() + "\t" + strings.Join(h.Names, " ") }
+func (HostsLine) Kind() Kind    { return KindHostsLine }
+func (h HostsLine) Key() string { return fmt.Sprintf("hosts %s %s", h.Dir, h.Addr) }
+
+// Line is the line as it stands in the file, with the newline.
+func (h HostsLine) Line() string { return h.Addr.String() + "\t" + strings.Join(h.Names, " ") + "\n" }
 func (h HostsLine) Commands() []string {
-	return []string{fmt.Sprintf("printf '%%s\\n' %s >> %s", quote(h.Line()), h.Path)}
+	return []string{fmt.Sprintf("printf %%s %s | tee -a %s/*", quote(h.Line()), h.Dir)}
 }
+
+// HostsFile is the hosts file of one sandbox with lines of its own: Header,
+// then the lines of the networks whose directories are Dirs. It lies in the
+// first and is linked into the others.
+type HostsFile struct {
+	Name   string   `json:"name"`
+	Header string   `json:"header"`
+	Dirs   []string `json:"dirs"`
+}
+
+func (HostsFile) Kind() Kind    { return KindHostsFile }
+func (h HostsFile) Key() string { return "file " + h.Path() }
+
+// Path is where the file lies.
+func (h HostsFile) Path() string { return path.Join(h.Dirs[0], h.Name) }
+func (h HostsFile) Commands() []string {
+	out := []string{fmt.Sprintf("printf %%s %s > %s", quote(h.Header), h.Path())}
+	for i, d := range h.Dirs {
+		out = append(out, fmt.Sprintf("tail -n +3 %s/%s >> %s", d, SharedHosts, h.Path()))
+		if i > 0 {
+			out = append(out, fmt.Sprintf("ln -s %s %s/%s", h.Path(), d, h.Name))
+		}
+	}
+	return out
+}
+
+// LocalHosts are the lines that every hosts file starts with.
+const LocalHosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 
 // quote makes s one word of a POSIX shell.
 func quote(s string) string {

@@ -159,6 +159,8 @@ func decode(k Kind, raw []byte) (Object, error) {
 		return as[Symlink](raw)
 	case KindHostsLine:
 		return as[HostsLine](raw)
+	case KindHostsFile:
+		return as[HostsFile](raw)
 	}
 	return nil, fmt.Errorf("unknown object kind %q", k)
 }

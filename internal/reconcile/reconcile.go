@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"iter"
 	"reflect"
+	"slices"
 
 	"github.com/sandnet/sandnet/internal/plan"
 )
@@ -89,8 +90,16 @@ func (e *Engine) Remove(ctx context.Context, owner string) error {
 }
 
 // Sweep returns everything that carries our mark and is in no record, and
-// removes it unless dryRun. The caller keeps new records from appearing.
+// removes it unless dryRun. The machine is looked at before the records are:
+// what another process makes meanwhile was recorded before it was made.
 func (e *Engine) Sweep(ctx context.Context, dryRun bool) ([]plan.Object, error) {
+	var found []plan.Object
+	for o, err := range e.Kernel.Owned(ctx) {
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, o)
+	}
 	owners, err := e.Store.Owners()
 	if err != nil {
 		return nil, err
@@ -108,16 +117,8 @@ func (e *Engine) Sweep(ctx context.Context, dryRun bool) ([]plan.Object, error) 
 			known[o.Key()] = true
 		}
 	}
-	var orphans []plan.Object
-	for o, err := range e.Kernel.Owned(ctx) {
-		if err != nil {
-			return orphans, err
-		}
-		if !known[o.Key()] {
-			orphans = append(orphans, o)
-		}
-	}
-	if dryRun {
+	orphans := slices.DeleteFunc(found, func(o plan.Object) bool { return known[o.Key()] })
+	if dryRun || len(orphans) == 0 {
 		return orphans, nil
 	}
 	return orphans, e.Kernel.Delete(ctx, orphans)

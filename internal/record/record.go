@@ -32,32 +32,37 @@ type Store struct{ dir string }
 
 const bootIDFile = "/proc/sys/kernel/random/boot_id"
 
-// Open makes dir (0700) if need be and empties it if the machine has booted
-// since it was written.
-func Open(dir string) (*Store, error) {
-	s := &Store{dir: dir}
+// New returns the store in dir; it reads and changes nothing yet.
+func New(dir string) *Store { return &Store{dir: dir} }
+
+// Prepare makes the directory (0700) if need be, and empties it if the machine
+// has booted since it was written. It comes before any use that writes.
+func (s *Store) Prepare() error {
 	boot, err := os.ReadFile(bootIDFile)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	stamp := filepath.Join(dir, "boot-id")
+	stamp := filepath.Join(s.dir, "boot-id")
 	if old, err := os.ReadFile(stamp); err == nil && bytes.Equal(old, boot) {
-		return s, nil
+		return nil
 	} else if err == nil && len(old) > 0 {
-		if err := os.RemoveAll(dir); err != nil {
-			return nil, fmt.Errorf("clear state of an earlier boot: %w", err)
+		if err := os.RemoveAll(s.dir); err != nil {
+			return fmt.Errorf("clear state of an earlier boot: %w", err)
 		}
 	}
 	for _, d := range []string{"records", "locks", "attached"} {
-		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
-			return nil, err
+		if err := os.MkdirAll(filepath.Join(s.dir, d), 0o700); err != nil {
+			return err
 		}
 	}
-	return s, WriteFile(stamp, boot, false)
+	return WriteFile(stamp, boot, false)
 }
 
-// Dir is the directory below which the store keeps its files.
-func (s *Store) Dir() string { return s.dir }
+// Has reports whether owner has a record.
+func (s *Store) Has(owner string) bool {
+	_, err := os.Stat(s.path(owner))
+	return err == nil
+}
 
 func (s *Store) path(owner string) string { return filepath.Join(s.dir, "records", owner+".json") }
 
@@ -72,6 +77,17 @@ func (s *Store) Load(owner string) (plan.Plan, error) {
 		return p, fmt.Errorf("record of %s: %w", owner, err)
 	}
 	return p, nil
+}
+
+// Same reports whether p is what its owner's record says. It compares the
+// bytes, which costs less than reading the plan.
+func (s *Store) Same(p plan.Plan) bool {
+	have, err := os.ReadFile(s.path(p.Owner))
+	if err != nil {
+		return false
+	}
+	want, err := json.Marshal(p)
+	return err == nil && bytes.Equal(have, want)
 }
 
 // Save replaces owner's plan atomically.
@@ -138,6 +154,16 @@ func (s *Store) Lock(ctx context.Context, owner string) (unlock func(), err erro
 	}
 }
 
+// Locked reports whether an operation on owner is under way, or was killed.
+func (s *Store) Locked(owner string) bool {
+	_, err := os.Stat(s.lockPath("locks", owner))
+	return err == nil
+}
+
+func (s *Store) lockPath(kind, owner string) string {
+	return filepath.Join(s.dir, kind, strings.ReplaceAll(owner, "/", ":"))
+}
+
 // Attach ties owner to this process: once the process is gone without having
 // called release, Abandoned returns the owner.
 func (s *Store) Attach(owner string) (release func(), err error) {
@@ -183,7 +209,7 @@ func (s *Store) unheld(kind string) (map[string]func(), error) {
 // tryLock opens and flocks a lock file; the file may have been unlinked by its
 // last holder in between, then it is opened again.
 func (s *Store) tryLock(kind, owner string, flag int) (*os.File, error) {
-	name := filepath.Join(s.dir, kind, strings.ReplaceAll(owner, "/", ":"))
+	name := s.lockPath(kind, owner)
 	for {
 		f, err := os.OpenFile(name, os.O_RDWR|flag, 0o600)
 		if err != nil {

@@ -9,7 +9,9 @@ package spec
 import (
 	"fmt"
 	"net/netip"
+	"strconv"
 	"time"
+	"unicode/utf8"
 )
 
 // InputError says that what the user gave is wrong; nothing was changed. The
@@ -19,9 +21,31 @@ type InputError struct {
 	What, Value, Why string
 	// Hint is a known cure, or empty.
 	Hint string
+	// Err is what callers look for with errors.Is, or nil. It is not printed.
+	Err error
 }
 
-func (e *InputError) Error() string { return fmt.Sprintf("invalid %s %q: %s", e.What, e.Value, e.Why) }
+// Error is one line, however long or odd the value is.
+func (e *InputError) Error() string {
+	return fmt.Sprintf("invalid %s %s: %s", e.What, quote(e.Value, 64), e.Why)
+}
+
+func (e *InputError) Unwrap() error { return e.Err }
+
+// quote is strconv.Quote of the beginning of s, with limit bytes between the
+// quotes at most, not counting the … for the rest.
+func quote(s string, limit int) string {
+	n := 0
+	for i := 0; i < len(s); {
+		_, size := utf8.DecodeRuneInString(s[i:])
+		n += len(strconv.Quote(s[i:i+size])) - 2
+		if n > limit {
+			return strconv.Quote(s[:i] + "…")
+		}
+		i += size
+	}
+	return strconv.Quote(s)
+}
 
 // Mode is how a sandbox is networked.
 type Mode string
@@ -53,13 +77,29 @@ type Port struct {
 	HostIP netip.Addr `json:"hostIP"`
 	// HostPort 0 asks for an ephemeral port; in an Endpoint it is the real one.
 	HostPort uint16 `json:"hostPort"`
-	Port     uint16 `json:"port"`
-	Proto    Proto  `json:"protocol"`
+	// HostPortEnd, if set, asks for any free port from HostPort to it; in an
+	// Endpoint it is 0.
+	HostPortEnd uint16 `json:"hostPortEnd,omitempty"`
+
+	Port  uint16 `json:"port"`
+	Proto Proto  `json:"protocol"`
 }
 
-// String is docker's spelling, 0.0.0.0:8080:80/tcp.
+// String is docker's spelling, which ParsePublish reads: 0.0.0.0:8080:80/tcp,
+// 0.0.0.0:8000-8010:80/tcp or, for an ephemeral port, 0.0.0.0::80/tcp.
 func (p Port) String() string {
-	return fmt.Sprintf("%s:%d/%s", netip.AddrPortFrom(p.HostIP, p.HostPort), p.Port, p.Proto)
+	host := ""
+	if p.HostPort != 0 {
+		host = strconv.Itoa(int(p.HostPort))
+	}
+	if p.HostPortEnd != 0 {
+		host += "-" + strconv.Itoa(int(p.HostPortEnd))
+	}
+	ip := p.HostIP.String()
+	if p.HostIP.Is6() {
+		ip = "[" + ip + "]"
+	}
+	return fmt.Sprintf("%s:%s:%d/%s", ip, host, p.Port, p.Proto)
 }
 
 // HostEntry is one --add-host NAME:IP.
@@ -67,6 +107,9 @@ type HostEntry struct {
 	Name string     `json:"name"`
 	Addr netip.Addr `json:"addr"`
 }
+
+// String is docker's spelling, NAME:IP.
+func (h HostEntry) String() string { return h.Name + ":" + h.Addr.String() }
 
 // Attachment asks for one endpoint on one network.
 type Attachment struct {
@@ -146,6 +189,8 @@ type Facts struct {
 	Netns string
 	// JoinPath is, for ModeContainer, the namespace to join.
 	JoinPath string
+	// JoinEtcDir is the EtcDir of the sandbox to join; empty for a PID.
+	JoinEtcDir string
 	// EtcDir is the directory for hosts, resolv.conf and hostname; HostsDir has
 	// the hosts file of each user-defined network, which its sandboxes share.
 	EtcDir, HostsDir string

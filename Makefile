@@ -1,0 +1,65 @@
+# sandnet: every target works on a fresh Debian with Go, and installs what else
+# it needs (packaging/deps.sh). `make help` lists the targets.
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+GO      ?= go
+PREFIX  ?= /usr/local
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+
+# A clone that belongs to somebody else (CI) has no readable VCS status.
+export GOFLAGS := $(filter-out -buildvcs=%,$(GOFLAGS)) -buildvcs=false
+
+# Static, stripped, and without the CLI library's manual page generator.
+BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -tags urfave_cli_no_docs -ldflags "-s -w -X main.version=$(VERSION)"
+# The linter's own dependencies stay out of sandnet's go.mod.
+LINTER  := $(GO) tool -modfile=packaging/tools.mod staticcheck
+TIMEOUT ?= 8m
+FUZZTIME ?= 10s
+
+.PHONY: help deps build run test bench lint golden fuzz install clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+deps: ## install from Debian what run, test and bench need, if it is missing
+	@packaging/deps.sh run test bench
+
+build: ## build bin/sandnet
+	@mkdir -p bin
+	$(BUILD) -o bin/sandnet ./cmd/sandnet
+
+run: build ## build, then show sandnet at work in a private test network
+	@packaging/deps.sh run
+	@CGO_ENABLED=0 $(GO) build -trimpath -o bin/labhttp ./tests/cmd/labhttp
+	@tests/demo.sh
+
+test: lint ## everything CI checks: lint, unit, end to end, crash matrix; as root
+	@packaging/deps.sh test
+	$(GO) test -count=1 -timeout $(TIMEOUT) ./...
+
+bench: ## measure against the floor in one run; the table goes to bin/bench.md
+	@packaging/deps.sh bench
+	@mkdir -p bin
+	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 20m ./tests/bench -args -markdown=$(CURDIR)/bin/bench.md
+
+lint: ## gofmt, vet and staticcheck, on the ordinary and the crash build
+	@bad=$$(gofmt -l $$($(GO) list -f '{{.Dir}}' ./...)); [ -z "$$bad" ] || { echo "gofmt -w $$bad"; exit 1; }
+	$(GO) vet ./...
+	$(GO) vet -tags crashpoints ./...
+	$(LINTER) ./...
+	$(LINTER) -tags crashpoints ./internal/... ./cmd/...
+
+golden: ## rewrite the golden files; read the diff before you commit it
+	$(GO) test -count=1 $$(grep -rl --include='*_test.go' 'flag.Bool("update"' . | xargs -r -n1 dirname | sort -u) -update
+
+fuzz: ## run every fuzz target for FUZZTIME (10s)
+	@grep -rho --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' . >/dev/null || { echo "no fuzz targets"; exit 1; }
+	@grep -ro --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' . | sed 's|/[^/]*:func | |' | while read -r dir name; do \
+		echo "$$dir $$name"; $(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$dir"; done
+
+install: build ## install bin/sandnet below PREFIX (/usr/local)
+	install -D -m 0755 bin/sandnet $(DESTDIR)$(PREFIX)/sbin/sandnet
+
+clean: ## remove what make built
+	rm -rf bin

@@ -1,0 +1,163 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/sandnet/sandnet/tests/lab"
+)
+
+var update = flag.Bool("update", false, "rewrite what the scripts compare with")
+
+func TestMain(m *testing.M) { lab.Main(m, lab.Plain) }
+
+// TestScripts runs testdata/script, each script on a host of its own. Beside
+// testscript's own there are these commands:
+//
+//	[!] sandnet ARG…     sandnet on the host
+//	[!] host COMMAND…    any command in the host's network namespace
+//	exits N COMMAND…     a command as above, with its exit code
+//	refused COMMAND…     exit code 2, one line on stderr, and nothing changed
+//	capture VAR          the last output becomes a variable
+//
+// "nobody" before COMMAND runs it as an ordinary user. In the background a
+// command runs on the host with `exec nsenter --net=$NETNS COMMAND… &`.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:           "testdata/script",
+		UpdateScripts: *update,
+		Setup:         setup,
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"sandnet": func(ts *testscript.TestScript, neg bool, args []string) {
+				succeed(ts, neg, append([]string{programName}, args...))
+			},
+			"host":    succeed,
+			"exits":   exits,
+			"refused": refused,
+			"capture": capture,
+		},
+	})
+}
+
+// setup makes the host, and has what the script leaves on it checked: after
+// everything is removed that sandnet lists, nothing may be there.
+func setup(env *testscript.Env) error {
+	t, ok := env.T().(testing.TB)
+	if !ok {
+		return errors.New("testscript no longer hands over a testing.TB")
+	}
+	h := lab.NewHost(t)
+	env.Values["host"] = h
+	bin := filepath.Dir(h.Program)
+	// "nobody" has to reach the program.
+	if err := os.Chmod(filepath.Dir(bin), 0o755); err != nil {
+		return err
+	}
+	env.Setenv("PATH", bin+":"+os.Getenv("PATH")+":/usr/sbin:/sbin")
+	env.Setenv("SANDNET_ROOT", h.Root)
+	env.Setenv("NETNS", h.Path)
+	// The state directories stay once they are made.
+	h.OK("create", "--name", "first")
+	tidy(h)
+	before := h.Dump()
+	env.Defer(func() {
+		if t.Failed() {
+			return
+		}
+		tidy(h)
+		h.Unchanged(before, "the script and removing everything")
+	})
+	return nil
+}
+
+func tidy(h *lab.Host) {
+	if ids := strings.Fields(h.OK("ps", "-q")); len(ids) > 0 {
+		h.OK(append([]string{"rm", "-f"}, ids...)...)
+	}
+	if nets := strings.Fields(h.OK("network", "ls", "-q")); len(nets) > 0 {
+		h.OK(append([]string{"network", "rm"}, nets...)...)
+	}
+}
+
+// run runs a command in the host's network namespace and returns its exit
+// code; a command that cannot be run ends the script.
+func run(ts *testscript.TestScript, args []string) int {
+	if len(args) > 0 && args[0] == "nobody" {
+		args = append([]string{"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"}, args[1:]...)
+	}
+	if len(args) == 0 {
+		ts.Fatalf("no command")
+	}
+	var err error
+	ts.Value("host").(*lab.Host).Do(func() { err = ts.Exec(args[0], args[1:]...) })
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		return 0
+	case !errors.As(err, &exit):
+		ts.Fatalf("%s: %v", args[0], err)
+	}
+	if ws, ok := exit.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+		return 128 + int(ws.Signal())
+	}
+	return exit.ExitCode()
+}
+
+func succeed(ts *testscript.TestScript, neg bool, args []string) {
+	if code := run(ts, args); neg == (code == 0) {
+		ts.Fatalf("%s: exit code %d", strings.Join(args, " "), code)
+	}
+}
+
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	if neg {
+		ts.Fatalf("exits takes no !")
+	}
+	if code := run(ts, args[1:]); code != want {
+		ts.Fatalf("%s: exit code %d, want %d", strings.Join(args[1:], " "), code, want)
+	}
+}
+
+func refused(ts *testscript.TestScript, neg bool, args []string) {
+	h := ts.Value("host").(*lab.Host)
+	before := h.Dump()
+	exits(ts, neg, append([]string{"2"}, args...))
+	if out := ts.ReadFile("stdout"); out != "" {
+		ts.Fatalf("stdout: %s", out)
+	}
+	ts.Check(oneMessage(ts.ReadFile("stderr")))
+	if d := lab.Diff(before, h.Dump()); d != "" {
+		ts.Fatalf("it changed the host:\n%s", d)
+	}
+}
+
+// oneMessage checks that an error is `sandnet: WHAT: WHY` and perhaps a hint.
+func oneMessage(stderr string) error {
+	line, rest, _ := strings.Cut(strings.TrimSuffix(stderr, "\n"), "\n")
+	if parts := strings.SplitN(line, ": ", 3); len(parts) < 3 || parts[0] != programName {
+		return fmt.Errorf("not `sandnet: WHAT: WHY`: %q", line)
+	}
+	if rest != "" && (!strings.HasPrefix(rest, "hint: ") || strings.Contains(rest, "\n")) {
+		return fmt.Errorf("not one hint: %q", rest)
+	}
+	return nil
+}
+
+func capture(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: capture VAR")
+	}
+	ts.Setenv(args[0], strings.TrimSpace(ts.ReadFile("stdout")))
+}

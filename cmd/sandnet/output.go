@@ -1,0 +1,88 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/sandnet/sandnet/internal/spec"
+)
+
+// formatFlag is --format with its choices, the first of them the default.
+func formatFlag(choices ...string) cli.Flag {
+	return &cli.StringFlag{Name: "format", Value: choices[0], Usage: "`FORMAT` " + strings.Join(choices, " or ")}
+}
+
+// format checks --format.
+func format(c *cli.Context, choices ...string) (string, error) {
+	f := c.String("format")
+	for _, choice := range choices {
+		if f == choice {
+			return f, nil
+		}
+	}
+	return "", &spec.InputError{What: "--format", Value: f, Why: "it must be " + strings.Join(choices, " or ")}
+}
+
+func (p *program) println(s string) error {
+	_, err := fmt.Fprintln(p.stdout, s)
+	return err
+}
+
+// printJSON prints v as docker's inspect does, for people and programs.
+func (p *program) printJSON(v any) error {
+	enc := json.NewEncoder(p.stdout)
+	enc.SetIndent("", "    ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
+// printTable prints rows of cells in docker's layout, the header first.
+func (p *program) printTable(rows [][]string) error {
+	w := tabwriter.NewWriter(p.stdout, 10, 1, 3, ' ', 0)
+	for _, r := range rows {
+		if _, err := fmt.Fprintln(w, strings.Join(r, "\t")); err != nil {
+			return err
+		}
+	}
+	return w.Flush()
+}
+
+// shortID is how tables show an ID, and enough to find it again.
+func shortID(id string) string { return id[:min(12, len(id))] }
+
+// ago is a time span as docker words it.
+func ago(d time.Duration) string {
+	count := func(n int, unit string) string {
+		if n == 1 {
+			return "1 " + unit + " ago"
+		}
+		return fmt.Sprintf("%d %ss ago", n, unit)
+	}
+	const day = 24 * time.Hour
+	switch {
+	case d < time.Second:
+		return "Less than a second ago"
+	case d < time.Minute:
+		return count(int(d/time.Second), "second")
+	case d < 2*time.Minute:
+		return "About a minute ago"
+	case d < time.Hour:
+		return count(int(d/time.Minute), "minute")
+	case d < 2*time.Hour:
+		return "About an hour ago"
+	case d < 2*day:
+		return count(int(d/time.Hour), "hour")
+	case d < 14*day:
+		return count(int(d/day), "day")
+	case d < 60*day:
+		return count(int(d/(7*day)), "week")
+	case d < 730*day:
+		return count(int(d/(30*day)), "month")
+	}
+	return count(int(d/(365*day)), "year")
+}

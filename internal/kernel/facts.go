@@ -1,0 +1,87 @@
+package kernel
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Taken lists every prefix that the host has an address in or a route to, the
+// default route excepted; a network must not overlap one. Links of our own are
+// left out if skip says so by name.
+func (k *Kernel) Taken(skip func(link string) bool) ([]netip.Prefix, error) {
+	links, err := retryDump(netlink.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	names := make(map[int]string, len(links))
+	for _, l := range links {
+		names[l.Attrs().Index] = l.Attrs().Name
+	}
+	var out []netip.Prefix
+	routes, err := retryDump(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	for _, r := range routes {
+		if r.Dst == nil || skip(names[r.LinkIndex]) {
+			continue
+		}
+		bits, _ := r.Dst.Mask.Size()
+		if ip, ok := netip.AddrFromSlice(r.Dst.IP); ok && bits > 0 {
+			out = append(out, netip.PrefixFrom(ip.Unmap(), bits).Masked())
+		}
+	}
+	addrs, err := retryDump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	for _, a := range addrs {
+		bits, _ := a.Mask.Size()
+		if ip, ok := netip.AddrFromSlice(a.IP); ok && !skip(names[a.LinkIndex]) {
+			out = append(out, netip.PrefixFrom(ip.Unmap(), bits).Masked())
+		}
+	}
+	return out, nil
+}
+
+// HasAddr reports whether ip is an address of the host, 127.0.0.0/8 included.
+func (k *Kernel) HasAddr(ip netip.Addr) (bool, error) {
+	if ip.IsLoopback() {
+		return true, nil
+	}
+	addrs, err := retryDump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return false, fmt.Errorf("list addresses: %w", err)
+	}
+	for _, a := range addrs {
+		if have, ok := netip.AddrFromSlice(a.IP); ok && have.Unmap() == ip {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// HasLink reports whether the host has a link of that name, and whether it
+// carries our mark.
+func (k *Kernel) HasLink(name string) (exists, ours bool, err error) {
+	host, err := k.host()
+	if err != nil {
+		return false, false, err
+	}
+	l, err := host.link(name)
+	if err == unix.ENODEV {
+		return false, false, nil
+	}
+	return err == nil, l.group == k.mark, err
+}
+
+// ForeignForward is the iptables chain that would drop our packets, if any.
+func (k *Kernel) ForeignForward() (chain string, err error) { return ForeignForward() }
+
+// ProbePort binds a port until release; EADDRINUSE if somebody has it.
+func (k *Kernel) ProbePort(proto string, ip netip.Addr, port uint16) (release func(), err error) {
+	return ProbePort(proto, ip, port)
+}

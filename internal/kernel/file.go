@@ -1,0 +1,246 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sandnet/sandnet/internal/crash"
+	"github.com/sandnet/sandnet/internal/plan"
+)
+
+func ensureFile(f plan.File) (int, error) {
+	if old, err := os.ReadFile(f.Path); err == nil && string(old) == f.Content {
+		return 0, nil
+	}
+	return 1, inDir(f.Path, func() error {
+		crash.Point("file " + f.Path)
+		return os.WriteFile(f.Path, []byte(f.Content), 0o644)
+	})
+}
+
+func ensureSymlink(s plan.Symlink) (int, error) {
+	if old, err := os.Readlink(s.Path); err == nil && old == s.Target {
+		return 0, nil
+	}
+	return 1, inDir(s.Path, func() error {
+		crash.Point("symlink " + s.Path)
+		return os.Symlink(s.Target, s.Path)
+	})
+}
+
+// inDir runs make, and again after making the directory it misses.
+func inDir(path string, write func() error) error {
+	err := write()
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return err
+		}
+		err = write()
+	}
+	return err
+}
+
+// deleteFile removes a file and, with its last file, its directory.
+func deleteFile(path string) error {
+	crash.Point("file delete " + path)
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	_ = os.Remove(filepath.Dir(path)) // refused while others are in it
+	return nil
+}
+
+const procSys = "/proc/sys/"
+
+func ensureSysctl(s plan.Sysctl) (int, error) {
+	if s.Netns == "" {
+		return setSysctl(s)
+	}
+	changed := 0
+	err := inNetns(s.Netns, func() (err error) {
+		changed, err = setSysctl(s)
+		return err
+	})
+	return changed, err
+}
+
+func setSysctl(s plan.Sysctl) (int, error) {
+	old, err := os.ReadFile(procSys + s.Name)
+	if err != nil {
+		return 0, fmt.Errorf("sysctl %s: %w", s.Name, err)
+	}
+	if strings.TrimSpace(string(old)) == s.Value {
+		return 0, nil
+	}
+	crash.Point("sysctl " + s.Name)
+	if err := os.WriteFile(procSys+s.Name, []byte(s.Value), 0); err != nil {
+		return 0, fmt.Errorf("sysctl %s=%s: %w", s.Name, s.Value, err)
+	}
+	return 1, nil
+}
+
+// deleteSysctl puts the old value back, unless somebody has changed it since.
+func deleteSysctl(s plan.Sysctl) error {
+	if s.Restore == "" || s.Netns != "" {
+		return nil
+	}
+	now, err := os.ReadFile(procSys + s.Name)
+	if err != nil || strings.TrimSpace(string(now)) != s.Value {
+		return nil
+	}
+	crash.Point("sysctl restore " + s.Name)
+	return os.WriteFile(procSys+s.Name, []byte(s.Restore), 0)
+}
+
+// ensureHostsLine writes the line into every file of the network.
+func ensureHostsLine(h plan.HostsLine) (int, error) {
+	changed := 0
+	err := inHosts(h.Dir, true, func(file string) error {
+		return editHosts(file, func(text string) string {
+			if strings.Contains("\n"+text, "\n"+h.Line()) {
+				return text
+			}
+			changed = 1
+			return withoutAddr(text, h) + h.Line()
+		})
+	})
+	return changed, err
+}
+
+func deleteHostsLine(h plan.HostsLine) error {
+	last := false
+	err := inHosts(h.Dir, false, func(file string) error {
+		return editHosts(file, func(text string) string {
+			text = withoutAddr(text, h)
+			last = last || filepath.Base(file) == plan.SharedHosts && text == plan.LocalHosts
+			return text
+		})
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil && last {
+		return deleteFile(filepath.Join(h.Dir, plan.SharedHosts))
+	}
+	return err
+}
+
+func withoutAddr(text string, h plan.HostsLine) string {
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		if !strings.HasPrefix(line, h.Addr.String()+"\t") {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
+}
+
+// inHosts calls f for each hosts file in dir while nobody else changes one.
+func inHosts(dir string, create bool, f func(file string) error) error {
+	if create {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX); err != nil {
+		return fmt.Errorf("lock %s: %w", dir, err)
+	}
+	shared := filepath.Join(dir, plan.SharedHosts)
+	if _, err := os.Stat(shared); create && errors.Is(err, fs.ErrNotExist) {
+		crash.Point("hosts " + shared)
+		if err := os.MkdirAll(dir, 0o755); err != nil { // removed since it was opened
+			return err
+		}
+		if err := os.WriteFile(shared, []byte(plan.LocalHosts), 0o644); err != nil {
+			return err
+		}
+	}
+	names, err := d.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if err := f(filepath.Join(dir, n)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// editHosts changes a file in place: its inode may be mounted in sandboxes.
+func editHosts(file string, edit func(string) string) error {
+	f, err := os.OpenFile(file, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	// A file linked into several networks is edited under several networks' locks.
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		return fmt.Errorf("lock %s: %w", file, err)
+	}
+	old, err := io.ReadAll(f)
+	if err != nil {
+		return err
+	}
+	text := edit(string(old))
+	if text == string(old) {
+		return nil
+	}
+	crash.Point("hosts " + file)
+	if _, err := f.WriteAt([]byte(text), 0); err != nil {
+		return err
+	}
+	return f.Truncate(int64(len(text)))
+}
+
+// ensureHostsFile makes a sandbox's own hosts file with what its networks'
+// shared files hold already; from then on HostsLines reach it too.
+func ensureHostsFile(h plan.HostsFile) (int, error) {
+	if _, err := os.Stat(h.Path()); err == nil {
+		return 0, nil
+	}
+	text := h.Header
+	for _, d := range h.Dirs {
+		err := inHosts(d, true, func(file string) error {
+			if filepath.Base(file) != plan.SharedHosts {
+				return nil
+			}
+			b, err := os.ReadFile(file)
+			text += strings.TrimPrefix(string(b), plan.LocalHosts)
+			return err
+		})
+		if err != nil {
+			return 0, err
+		}
+	}
+	crash.Point("hosts " + h.Path())
+	if err := os.WriteFile(h.Path(), []byte(text), 0o644); err != nil {
+		return 0, err
+	}
+	for _, d := range h.Dirs[1:] {
+		if _, err := ensureSymlink(plan.Symlink{Path: filepath.Join(d, h.Name), Target: h.Path()}); err != nil {
+			return 0, err
+		}
+	}
+	return 1, nil
+}
+
+func deleteHostsFile(h plan.HostsFile) error {
+	var errs []error
+	for _, d := range h.Dirs[1:] {
+		errs = append(errs, deleteFile(filepath.Join(d, h.Name)))
+	}
+	return errors.Join(append(errs, deleteFile(h.Path()))...)
+}

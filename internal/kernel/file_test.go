@@ -1,0 +1,105 @@
+package kernel
+
+import (
+	"errors"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/sandnet/sandnet/internal/plan"
+)
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func TestFilesComeAndGoWithTheirDirectory(t *testing.T) {
+	k, dir := New(0, ""), t.TempDir()
+	objs := []plan.Object{
+		plan.File{Path: filepath.Join(dir, "web", "hosts"), Content: "a\n"},
+		plan.Symlink{Path: filepath.Join(dir, "web", "link"), Target: "hosts"},
+	}
+	for i, want := range []int{2, 0} {
+		if n := mustEnsure(t, k, objs); n != want {
+			t.Errorf("time %d: %d changes, want %d", i+1, n, want)
+		}
+	}
+	if got := read(t, filepath.Join(dir, "web", "link")); got != "a\n" {
+		t.Errorf("content %q", got)
+	}
+	mustDelete(t, k, objs)
+	mustDelete(t, k, objs)
+	if _, err := os.Stat(filepath.Join(dir, "web")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the directory is left: %v", err)
+	}
+}
+
+func TestHostsFilesStayCurrent(t *testing.T) {
+	k, dir := New(0, ""), t.TempDir()
+	app, db := filepath.Join(dir, "app"), filepath.Join(dir, "db")
+	line := func(dir, addr, name string) plan.HostsLine {
+		return plan.HostsLine{Dir: dir, Addr: netip.MustParseAddr(addr), Names: []string{name}}
+	}
+	a, b := line(app, "10.1.0.2", "a"), line(app, "10.1.0.3", "b")
+	own := plan.HostsFile{Name: "a.hosts", Header: plan.LocalHosts + "192.0.2.1\textra\n", Dirs: []string{app, db}}
+	mustEnsure(t, k, []plan.Object{line(db, "10.2.0.9", "old"), a, own})
+
+	shared, err := os.Stat(filepath.Join(app, plan.SharedHosts))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []int{2, 0} {
+		if n := mustEnsure(t, k, []plan.Object{b, line(db, "10.2.0.4", "c")}); n != want {
+			t.Errorf("time %d: %d changes, want %d", i+1, n, want)
+		}
+	}
+	if d := cmp.Diff(plan.LocalHosts+a.Line()+b.Line(), read(t, filepath.Join(app, plan.SharedHosts))); d != "" {
+		t.Error(d)
+	}
+	want := own.Header + a.Line() + "10.2.0.9\told\n" + b.Line() + "10.2.0.4\tc\n"
+	if d := cmp.Diff(want, read(t, own.Path())); d != "" {
+		t.Error(d)
+	}
+	if now, err := os.Stat(filepath.Join(app, plan.SharedHosts)); err != nil || !os.SameFile(shared, now) {
+		t.Errorf("the shared file is not the same one any more (%v): mounts of it would be stale", err)
+	}
+	mustDelete(t, k, []plan.Object{b})
+	if d := cmp.Diff(plan.LocalHosts+a.Line(), read(t, filepath.Join(app, plan.SharedHosts))); d != "" {
+		t.Error(d)
+	}
+	mustDelete(t, k, []plan.Object{line(db, "10.2.0.9", ""), line(db, "10.2.0.4", ""), a, own})
+	for _, d := range []string{app, db} {
+		if _, err := os.Stat(d); !errors.Is(err, fs.ErrNotExist) {
+			entries, _ := os.ReadDir(d)
+			t.Errorf("%s is left with %v", d, entries)
+		}
+	}
+}
+
+func TestSysctlIsPutBackUnlessChanged(t *testing.T) {
+	k, _ := testKernel(t)
+	s := plan.Sysctl{Name: "net/ipv4/ip_forward", Value: "1", Restore: "0"}
+	mustEnsure(t, k, []plan.Object{s})
+	mustDelete(t, k, []plan.Object{s})
+	if got := read(t, "/proc/sys/net/ipv4/ip_forward"); got != "0\n" {
+		t.Errorf("ip_forward = %q after Delete, want what it was", got)
+	}
+	other := plan.Sysctl{Name: "net/ipv4/conf/lo/rp_filter", Value: "1", Restore: "0"}
+	mustEnsure(t, k, []plan.Object{other})
+	if err := os.WriteFile("/proc/sys/net/ipv4/conf/lo/rp_filter", []byte("2"), 0); err != nil {
+		t.Fatal(err)
+	}
+	mustDelete(t, k, []plan.Object{other})
+	if got := read(t, "/proc/sys/net/ipv4/conf/lo/rp_filter"); got != "2\n" {
+		t.Errorf("rp_filter = %q: an administrator's later change was undone", got)
+	}
+}

@@ -1,0 +1,306 @@
+// Package kernel makes plan objects real: it is the only package that imports
+// netlink, netns, nftables, iptables, BPF or os/exec, enters namespaces and
+// starts processes. Everything it offers is idempotent, and it refuses to
+// touch what does not carry sandnet's mark.
+//
+// It decides nothing: what is to exist comes as plan objects, when and in
+// which order from package reconcile.
+package kernel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+
+	"github.com/sandnet/sandnet/internal/plan"
+)
+
+// Kernel is one host: the network namespace of the calling process, and the
+// namespaces pinned in one directory. It keeps sockets open and is for one
+// goroutine and one command; Close it.
+type Kernel struct {
+	mark     uint32
+	netnsDir string
+	conns    map[string]*rtnl // by namespace path; "" is the host
+	index    map[string]int   // "NETNS LINK" to interface index
+}
+
+// New returns the host whose objects carry mark, with namespaces in netnsDir.
+func New(mark uint32, netnsDir string) *Kernel {
+	return &Kernel{mark: mark, netnsDir: netnsDir, conns: map[string]*rtnl{}, index: map[string]int{}}
+}
+
+// Close closes its sockets.
+func (k *Kernel) Close() {
+	for path := range k.conns {
+		k.forget(path)
+	}
+}
+
+func (k *Kernel) forget(path string) {
+	if c := k.conns[path]; c != nil {
+		c.close()
+		delete(k.conns, path)
+	}
+	clear(k.index)
+}
+
+func (k *Kernel) host() (*rtnl, error) { return k.inside("") }
+
+// inside is the rtnetlink socket of the namespace pinned at path.
+func (k *Kernel) inside(path string) (*rtnl, error) {
+	if c := k.conns[path]; c != nil {
+		return c, nil
+	}
+	var c *rtnl
+	dial := func() (err error) {
+		c, err = dialRtnl()
+		return err
+	}
+	err := error(nil)
+	if path == "" {
+		err = dial()
+	} else {
+		err = inNetns(path, dial)
+	}
+	if err != nil {
+		return nil, err
+	}
+	k.conns[path] = c
+	return c, nil
+}
+
+// flush sends what is queued in every namespace.
+func (k *Kernel) flush() error {
+	var errs []error
+	for _, c := range k.conns {
+		errs = append(errs, c.flush())
+	}
+	return errors.Join(errs...)
+}
+
+// Ensure makes objs exist with their properties, in order.
+func (k *Kernel) Ensure(ctx context.Context, objs []plan.Object) (changed int, err error) {
+	for i := 0; i < len(objs); {
+		if err := ctx.Err(); err != nil {
+			return changed, err
+		}
+		n := 1
+		for i+n < len(objs) && family(objs[i+n]) == family(objs[i]) {
+			n++
+		}
+		// Addresses and routes are queued; whatever is not netlink may need them.
+		if family(objs[i]) != familyRtnl {
+			if err := k.flush(); err != nil {
+				return changed, err
+			}
+		}
+		c, err := k.ensureGroup(objs[i:i+n], &changed)
+		changed += c
+		if err != nil {
+			return changed, err
+		}
+		i += n
+	}
+	return changed, k.flush()
+}
+
+// family says which objects go to the kernel together.
+func family(o plan.Object) int {
+	switch o.(type) {
+	case plan.Netns, plan.Link, plan.Addr, plan.Route:
+		return familyRtnl
+	case plan.Table, plan.Element:
+		return familyNft
+	case plan.HostPort:
+		return familyPort
+	case plan.Rule:
+		return familyRule
+	}
+	return familyFile
+}
+
+const (
+	familyRtnl = iota
+	familyNft
+	familyPort
+	familyRule
+	familyFile
+)
+
+func (k *Kernel) ensureGroup(objs []plan.Object, queued *int) (changed int, err error) {
+	switch family(objs[0]) {
+	case familyNft:
+		return ensureNft(objs)
+	case familyPort:
+		return ensureHostPorts(only[plan.HostPort](objs))
+	case familyRule:
+		return ensureRules(only[plan.Rule](objs))
+	}
+	for _, o := range objs {
+		n, err := k.ensureOne(o, queued)
+		changed += n
+		if err != nil {
+			return changed, err
+		}
+	}
+	return changed, nil
+}
+
+func (k *Kernel) ensureOne(o plan.Object, queued *int) (int, error) {
+	switch o := o.(type) {
+	case plan.Netns:
+		return k.ensureNetns(o)
+	case plan.Link:
+		return k.ensureLink(o)
+	case plan.Addr:
+		return 0, k.ensureAddr(o, queued)
+	case plan.Route:
+		return 0, k.ensureRoute(o, queued)
+	case plan.Sysctl:
+		return ensureSysctl(o)
+	case plan.File:
+		return ensureFile(o)
+	case plan.Symlink:
+		return ensureSymlink(o)
+	case plan.HostsLine:
+		return ensureHostsLine(o)
+	case plan.HostsFile:
+		return ensureHostsFile(o)
+	}
+	return 0, fmt.Errorf("%s: this kernel package cannot make it", o.Key())
+}
+
+func only[T plan.Object](objs []plan.Object) []T {
+	out := make([]T, 0, len(objs))
+	for _, o := range objs {
+		if t, ok := o.(T); ok {
+			out = append(out, t)
+		}
+	}
+	return out
+}
+
+// Delete removes objs, last first. What lives in a namespace that is itself
+// being deleted goes with it.
+func (k *Kernel) Delete(_ context.Context, objs []plan.Object) error {
+	dying := map[string]bool{}
+	veths := map[string][]plan.Link{}
+	for _, o := range objs {
+		switch o := o.(type) {
+		case plan.Netns:
+			dying[o.Path] = true
+		case plan.Link:
+			veths[o.PeerNetns] = append(veths[o.PeerNetns], o)
+		}
+	}
+	goesWith := func(o plan.Object) bool {
+		switch o := o.(type) {
+		case plan.Link:
+			return dying[o.PeerNetns]
+		case plan.Addr:
+			return dying[o.Netns]
+		case plan.Route:
+			return dying[o.Netns]
+		case plan.Sysctl:
+			return dying[o.Netns]
+		}
+		return false
+	}
+	var errs []error
+	for i := len(objs) - 1; i >= 0; {
+		n := 1
+		for i-n >= 0 && family(objs[i-n]) == family(objs[i]) {
+			n++
+		}
+		group := objs[i-n+1 : i+1]
+		i -= n
+		switch family(group[0]) {
+		case familyNft:
+			errs = append(errs, deleteNft(group))
+		case familyPort:
+			errs = append(errs, deleteHostPorts(only[plan.HostPort](group)))
+		case familyRule:
+			errs = append(errs, deleteRules(only[plan.Rule](group)))
+		default:
+			for j := len(group) - 1; j >= 0; j-- {
+				if ns, ok := group[j].(plan.Netns); ok {
+					errs = append(errs, k.deleteNetns(ns, veths[ns.Path]))
+				} else if !goesWith(group[j]) {
+					errs = append(errs, k.deleteOne(group[j]))
+				}
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (k *Kernel) deleteOne(o plan.Object) error {
+	switch o := o.(type) {
+	case plan.Link:
+		host, err := k.host()
+		if err != nil {
+			return err
+		}
+		have, err := host.link(o.Name)
+		if err != nil {
+			return absentIsFine(err)
+		}
+		if have.group != o.Mark {
+			return nil // somebody else's by now
+		}
+		clear(k.index)
+		return deleteLink(host, o.Name)
+	case plan.Addr:
+		return k.deleteAddr(o)
+	case plan.Route:
+		return k.deleteRoute(o)
+	case plan.Sysctl:
+		return deleteSysctl(o)
+	case plan.File:
+		return deleteFile(o.Path)
+	case plan.Symlink:
+		return deleteFile(o.Path)
+	case plan.HostsLine:
+		return deleteHostsLine(o)
+	case plan.HostsFile:
+		return deleteHostsFile(o)
+	}
+	return fmt.Errorf("%s: this kernel package cannot delete it", o.Key())
+}
+
+// Owned lists everything that carries our mark: links and namespaces by their
+// link group, the nftables table by its name and what is in it, reserved
+// ports by the BPF map, foreign rules by their comment. Files have no mark;
+// records alone know them.
+func (k *Kernel) Owned(ctx context.Context) iter.Seq2[plan.Object, error] {
+	list := func(f func() ([]plan.Object, error)) func(context.Context) ([]plan.Object, error) {
+		return func(context.Context) ([]plan.Object, error) { return f() }
+	}
+	ports := func(context.Context) ([]plan.Object, error) { return objects(ownedHostPorts()) }
+	rules := func(context.Context) ([]plan.Object, error) { return objects(ownedRules()) }
+	return func(yield func(plan.Object, error) bool) {
+		for _, source := range []func(context.Context) ([]plan.Object, error){
+			k.ownedNetns, k.ownedLinks, list(ownedNft), ports, rules,
+		} {
+			objs, err := source(ctx)
+			if err != nil && !yield(nil, err) {
+				return
+			}
+			for _, o := range objs {
+				if !yield(o, nil) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func objects[T plan.Object](in []T, err error) ([]plan.Object, error) {
+	out := make([]plan.Object, len(in))
+	for i, o := range in {
+		out[i] = o
+	}
+	return out, err
+}

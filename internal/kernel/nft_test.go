@@ -1,0 +1,348 @@
+package kernel
+
+import (
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sandnet/sandnet/internal/firewall"
+	"github.com/sandnet/sandnet/internal/plan"
+	"github.com/sandnet/sandnet/internal/spec"
+)
+
+// ownNetns moves the test to a network namespace of its own, which ends with
+// it: its thread is never unlocked.
+func ownNetns(t testing.TB) {
+	t.Helper()
+	if unix.Geteuid() != 0 {
+		t.Fatal("needs root")
+	}
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Fatalf("new network namespace: %v", err)
+	}
+}
+
+// output runs a command in the test's namespace.
+func output(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v: %s", name, strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+func mustEnsureNft(t testing.TB, want int, objs ...plan.Object) {
+	t.Helper()
+	changed, err := ensureNft(objs)
+	if err != nil {
+		t.Fatalf("ensure: %v", err)
+	}
+	if want >= 0 && changed != want {
+		t.Errorf("ensure changed %d objects, want %d", changed, want)
+	}
+}
+
+func elementsOf(objs []plan.Object) []plan.Object {
+	return slices.DeleteFunc(slices.Clone(objs), func(o plan.Object) bool { _, ok := o.(plan.Element); return !ok })
+}
+
+func published(n int) []plan.Object {
+	var objs []plan.Object
+	for i := range n {
+		p := spec.Port{HostIP: netip.IPv4Unspecified(), HostPort: uint16(8000 + i), Port: 80, Proto: spec.TCP}
+		objs = append(objs, firewall.Publish(p, netip.MustParseAddr("172.30.0.2"))...)
+	}
+	return elementsOf(objs)
+}
+
+// example is the elements of two networks and three published ports, each once.
+func example() []plan.Object {
+	objs := firewall.Network(spec.Network{Bridge: "sandnet0"})
+	objs = append(objs, firewall.Network(spec.Network{Bridge: "sn-0123456789ab", NoICC: true, Internal: true})...)
+	for i, p := range []spec.Port{
+		{HostIP: netip.IPv4Unspecified(), HostPort: 8080, Port: 80, Proto: spec.TCP},
+		{HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: 5353, Port: 53, Proto: spec.UDP},
+		{HostIP: netip.MustParseAddr("192.0.2.1"), HostPort: 9, Port: 65535, Proto: spec.SCTP},
+	} {
+		objs = append(objs, firewall.Publish(p, netip.AddrFrom4([4]byte{172, 30, 0, byte(2 + i)}))...)
+	}
+	return elementsOf(objs)
+}
+
+// normal is a rule set as nft prints it, without what it says in other words.
+func normal(s string) string {
+	s = regexp.MustCompile(`(?m)^\s+|\s*$`).ReplaceAllString(s, "")
+	s = strings.NewReplacer("comment \"made by sandnet\"\n", "", ";", "\n").Replace(s)
+	return regexp.MustCompile(`\s*\n\s*`).ReplaceAllString(s, "\n")
+}
+
+// TestNftListsAsWritten compares our compiler with nft's.
+func TestNftListsAsWritten(t *testing.T) {
+	ownNetns(t)
+	table := firewall.Host()[0].(plan.Table)
+	mustEnsureNft(t, 1, table)
+	mustEnsureNft(t, -1, example()...)
+	ours := output(t, "nft", "list", "ruleset")
+	for _, c := range table.Chains {
+		for _, r := range c.Rules {
+			if !strings.Contains(ours, "\t\t"+r+"\n") {
+				t.Errorf("nft does not list %q", r)
+			}
+		}
+	}
+	output(t, "nft", "flush", "ruleset")
+	text := table.Commands()
+	load := exec.Command("nft", "-f", "-")
+	load.Stdin = strings.NewReader(strings.Join(text[1:len(text)-1], "\n"))
+	if out, err := load.CombinedOutput(); err != nil {
+		t.Fatalf("nft -f: %v: %s", err, out)
+	}
+	for _, o := range example() {
+		output(t, "sh", "-c", o.Commands()[0])
+	}
+	if theirs := output(t, "nft", "list", "ruleset"); normal(ours) != normal(theirs) {
+		t.Errorf("ours:\n%s\nnft's:\n%s", ours, theirs)
+	}
+}
+
+func TestNftIdempotent(t *testing.T) {
+	ownNetns(t)
+	objs := append(firewall.Host(), example()...)
+	mustEnsureNft(t, len(objs), objs...)
+	mustEnsureNft(t, 0, objs...)
+	mustEnsureNft(t, 0, append(example(), example()...)...)
+
+	owned, err := ownedNft()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(owned) != len(objs) || owned[0].Key() != objs[0].Key() {
+		t.Errorf("owned %d objects, want %d", len(owned), len(objs))
+	}
+	for _, want := range objs[1:] {
+		if !slices.ContainsFunc(owned, func(o plan.Object) bool { return plan.Equal(o, want) }) {
+			t.Errorf("not owned: %#v", want)
+		}
+	}
+	for range 2 {
+		if err := deleteNft(objs[2:]); err != nil {
+			t.Fatalf("delete: %v", err)
+		}
+	}
+	if owned, err = ownedNft(); err != nil || len(owned) != 2 {
+		t.Errorf("after deletion: %v, %v", owned, err)
+	}
+	for range 2 {
+		if err := deleteNft(objs); err != nil {
+			t.Fatalf("delete: %v", err)
+		}
+	}
+	if left := output(t, "nft", "list", "ruleset"); left != "" {
+		t.Errorf("left behind:\n%s", left)
+	}
+}
+
+func TestNftRepair(t *testing.T) {
+	table := firewall.Host()[0]
+	for _, damage := range []string{
+		"flush table inet sandnet",
+		"flush chain inet sandnet forward",
+		"flush ruleset",
+		"insert rule inet sandnet forward accept",
+		"add rule inet sandnet accepted drop",
+		"add chain inet sandnet x; add rule inet sandnet x accept",
+	} {
+		t.Run(damage, func(t *testing.T) {
+			ownNetns(t)
+			mustEnsureNft(t, 1, table)
+			mustEnsureNft(t, -1, example()...)
+			before := output(t, "nft", "-s", "list", "ruleset")
+			output(t, "nft", damage)
+			mustEnsureNft(t, 1, table)
+			mustEnsureNft(t, -1, example()...)
+			if after := output(t, "nft", "-s", "list", "ruleset"); after != before {
+				t.Errorf("before:\n%s\nafter:\n%s", before, after)
+			}
+		})
+	}
+	t.Run("delete rule", func(t *testing.T) {
+		ownNetns(t)
+		mustEnsureNft(t, 1, table)
+		list := output(t, "nft", "-a", "list", "chain", "inet", "sandnet", "forward")
+		handle := regexp.MustCompile(`drop # handle (\d+)`).FindStringSubmatch(list)[1]
+		output(t, "nft", "delete", "rule", "inet", "sandnet", "forward", "handle", handle)
+		mustEnsureNft(t, 1, table)
+		mustEnsureNft(t, 0, table)
+	})
+}
+
+// TestNftChangedTable replaces the skeleton under elements.
+func TestNftChangedTable(t *testing.T) {
+	ownNetns(t)
+	mustEnsureNft(t, -1, append(firewall.Host(), example()...)...)
+	table := firewall.Host()[0].(plan.Table)
+	table.Sets = append(slices.Clone(table.Sets), plan.Set{Name: "more", Type: "ipv4_addr"})
+	table.Chains = slices.Clone(table.Chains)
+	table.Chains[0].Priority = -299
+	table.Chains = append(table.Chains, plan.Chain{Name: "extra", Rules: []string{"ip saddr @more drop"}})
+	mustEnsureNft(t, 1, table)
+	mustEnsureNft(t, 0, append(example(), table)...)
+	mustEnsureNft(t, 1, firewall.Host()...)
+	mustEnsureNft(t, 0, append(example(), firewall.Host()...)...)
+	if list := output(t, "nft", "list", "ruleset"); strings.Contains(list, "more") || strings.Contains(list, "extra") {
+		t.Errorf("left behind:\n%s", list)
+	}
+}
+
+func TestNftForeignTable(t *testing.T) {
+	ownNetns(t)
+	output(t, "nft", "add", "table", "inet", "sandnet")
+	if _, err := ensureNft(firewall.Host()); err == nil || !strings.Contains(err.Error(), "not made by sandnet") {
+		t.Errorf("ensure over a foreign table: %v", err)
+	}
+	if err := deleteNft(firewall.Host()); err != nil {
+		t.Errorf("delete: %v", err)
+	}
+	if owned, err := ownedNft(); err != nil || len(owned) != 0 {
+		t.Errorf("owned %v, %v", owned, err)
+	}
+	if list := output(t, "nft", "list", "ruleset"); !strings.Contains(list, "table inet sandnet") {
+		t.Error("the foreign table is gone")
+	}
+}
+
+func TestNftElementWithOtherData(t *testing.T) {
+	ownNetns(t)
+	mustEnsureNft(t, 1, firewall.Host()...)
+	port := published(3)
+	mustEnsureNft(t, -1, port...)
+	moved := port[2].(plan.Element)
+	moved.Data = "172.30.0.9 . 81"
+	if err := deleteNft([]plan.Object{moved}); err != nil {
+		t.Fatal(err)
+	}
+	mustEnsureNft(t, 0, port...)
+	mustEnsureNft(t, 1, moved)
+	mustEnsureNft(t, 0, moved)
+	if list := output(t, "nft", "list", "map", "inet", "sandnet", "ports"); !strings.Contains(list, moved.Data) {
+		t.Errorf("not replaced:\n%s", list)
+	}
+}
+
+func TestNftManyElements(t *testing.T) {
+	ownNetns(t)
+	mustEnsureNft(t, 1, firewall.Host()...)
+	objs := published(5000)
+	mustEnsureNft(t, 5001, objs...)
+	mustEnsureNft(t, 0, objs...)
+	if err := deleteNft(objs[:1]); err != nil {
+		t.Fatal(err)
+	}
+	mustEnsureNft(t, 1, objs...)
+	if err := deleteNft(objs); err != nil {
+		t.Fatal(err)
+	}
+	if owned, err := ownedNft(); err != nil || len(owned) != 1 {
+		t.Errorf("owned %d, %v", len(owned), err)
+	}
+}
+
+func TestNftErrors(t *testing.T) {
+	ownNetns(t)
+	if _, err := ensureNft(published(1)); err == nil || !strings.Contains(err.Error(), "sandnet") {
+		t.Errorf("element without its table: %v", err)
+	}
+	if err := deleteNft(published(1)); err != nil {
+		t.Errorf("delete without a table: %v", err)
+	}
+	table := plan.Table{Family: "inet", Name: "sandnet", Sets: []plan.Set{{Name: "s", Type: "ipv4_addr"}}}
+	for _, rule := range []string{"frobnicate", "goto nowhere", "iifname @s", "ip saddr @t", "ct state odd drop", "ip saddr 1.2.3.4/33 drop"} {
+		table.Chains = []plan.Chain{{Name: "c", Rules: []string{rule}}}
+		if _, err := ensureNft([]plan.Object{table}); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("rule %q", rule)) {
+			t.Errorf("rule %q: %v", rule, err)
+		}
+	}
+	for _, entry := range []string{"tcp", "tcp . 99999", "icmp . 1", `"x" . 1`} {
+		bad := published(1)[0].(plan.Element)
+		bad.Entry = entry
+		if _, err := ensureNft([]plan.Object{bad}); err == nil || !strings.Contains(err.Error(), entry) {
+			t.Errorf("entry %q: %v", entry, err)
+		}
+	}
+}
+
+func TestNftExplain(t *testing.T) {
+	ownNetns(t)
+	if err := explainNft(unix.ENOENT); err != unix.ENOENT {
+		t.Errorf("nothing is missing here, yet: %v", err)
+	}
+	if list := output(t, "nft", "list", "ruleset"); list != "" {
+		t.Errorf("left behind:\n%s", list)
+	}
+}
+
+func BenchmarkNftTableIntact(b *testing.B) {
+	ownNetns(b)
+	mustEnsureNft(b, -1, firewall.Host()...)
+	for b.Loop() {
+		mustEnsureNft(b, 0, firewall.Host()...)
+	}
+}
+
+func BenchmarkNftTableCreate(b *testing.B) {
+	ownNetns(b)
+	for b.Loop() {
+		mustEnsureNft(b, 1, firewall.Host()...)
+		b.StopTimer()
+		if err := deleteNft(firewall.Host()); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+	}
+}
+
+func BenchmarkNftElements(b *testing.B) {
+	for _, n := range []int{1, 100} {
+		objs := published(n)
+		b.Run(fmt.Sprintf("add=%d", n), func(b *testing.B) {
+			ownNetns(b)
+			mustEnsureNft(b, -1, firewall.Host()...)
+			for b.Loop() {
+				mustEnsureNft(b, n+1, objs...)
+				b.StopTimer()
+				if err := deleteNft(objs); err != nil {
+					b.Fatal(err)
+				}
+				b.StartTimer()
+			}
+		})
+		b.Run(fmt.Sprintf("again=%d", n), func(b *testing.B) {
+			ownNetns(b)
+			mustEnsureNft(b, -1, append(firewall.Host(), objs...)...)
+			for b.Loop() {
+				mustEnsureNft(b, 0, objs...)
+			}
+		})
+		b.Run(fmt.Sprintf("delete=%d", n), func(b *testing.B) {
+			ownNetns(b)
+			mustEnsureNft(b, -1, firewall.Host()...)
+			for b.Loop() {
+				b.StopTimer()
+				mustEnsureNft(b, n+1, objs...)
+				b.StartTimer()
+				if err := deleteNft(objs); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

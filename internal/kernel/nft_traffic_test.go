@@ -1,0 +1,292 @@
+package kernel
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sandnet/sandnet/internal/firewall"
+	"github.com/sandnet/sandnet/internal/plan"
+	"github.com/sandnet/sandnet/internal/spec"
+)
+
+// lab is a host, which is the test's own namespace, with three networks and a
+// neighbour on its LAN:
+//
+//	lan   192.0.2.2                 host 192.0.2.1
+//	a, b  172.30.0.2, .3            on sandnet0, an ordinary network
+//	c, d  172.30.1.2, .3            on sn-apart, without ICC
+//	e     172.30.2.2                on sn-inner, internal
+//
+// Everybody serves port 80, the host 9000 and, on its loopback, 9001. Servers
+// answer with their name and the address that they see.
+type lab struct {
+	t    *testing.T
+	tag  string
+	self string
+}
+
+func newLab(t *testing.T) *lab {
+	ownNetns(t)
+	l := &lab{t: t, tag: fmt.Sprintf("h1-%d-", os.Getpid())}
+	for _, name := range []string{"lan", "a", "b", "c", "d", "e"} {
+		l.ip("netns", "add", l.tag+name)
+		t.Cleanup(func() { output(t, "ip", "netns", "del", l.tag+name) })
+	}
+	l.self = fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), unix.Gettid())
+	l.ip("link", "set", "lo", "up")
+	l.sysctl("net/ipv4/ip_forward", "1")
+	l.member("lan", "lan0", "192.0.2.2", "192.0.2.1", "")
+	l.ip("addr", "add", "192.0.2.1/24", "dev", "lan0")
+	for _, br := range [][2]string{{"sandnet0", "172.30.0.1"}, {"sn-apart", "172.30.1.1"}, {"sn-inner", "172.30.2.1"}} {
+		l.ip("link", "add", br[0], "type", "bridge")
+		l.ip("addr", "add", br[1]+"/24", "dev", br[0])
+		l.ip("link", "set", br[0], "up")
+		l.sysctl("net/ipv4/conf/"+br[0]+"/route_localnet", "1")
+	}
+	l.member("a", "sv-a", "172.30.0.2", "172.30.0.1", "sandnet0")
+	l.member("b", "sv-b", "172.30.0.3", "172.30.0.1", "sandnet0")
+	l.member("c", "sv-c", "172.30.1.2", "172.30.1.1", "sn-apart")
+	l.member("d", "sv-d", "172.30.1.3", "172.30.1.1", "sn-apart")
+	l.member("e", "sv-e", "172.30.2.2", "172.30.2.1", "sn-inner")
+	for _, port := range []string{"sv-c", "sv-d"} {
+		output(t, "ip", "link", "set", port, "type", "bridge_slave", "isolated", "on")
+	}
+	l.serve("host", ":9000")
+	l.serve("host", "127.0.0.1:9001")
+	return l
+}
+
+func (l *lab) ip(args ...string) { l.t.Helper(); output(l.t, "ip", args...) }
+
+func (l *lab) sysctl(name, value string) {
+	l.t.Helper()
+	if err := os.WriteFile("/proc/thread-self/root/proc/sys/"+name, []byte(value), 0); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+// member wires a namespace to the host. It has no loopback, so that it can
+// send packets for 127.0.0.1 to its gateway.
+func (l *lab) member(name, link, addr, gateway, bridge string) {
+	l.t.Helper()
+	ns := l.tag + name
+	l.ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", ns)
+	if bridge != "" {
+		l.ip("link", "set", link, "master", bridge)
+	}
+	l.ip("link", "set", link, "up")
+	l.ip("-n", ns, "addr", "add", addr+"/24", "dev", "eth0")
+	l.ip("-n", ns, "link", "set", "eth0", "up")
+	l.ip("-n", ns, "route", "add", "default", "via", gateway)
+	l.ip("-n", ns, "route", "add", "127.0.0.0/8", "via", gateway, "src", addr)
+	err := inNetns(l.path(name), func() error {
+		return os.WriteFile("/proc/thread-self/root/proc/sys/net/ipv4/conf/eth0/route_localnet", []byte("1"), 0)
+	})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.serve(name, ":80")
+}
+
+func (l *lab) path(name string) string {
+	if name == "host" {
+		return l.self
+	}
+	return "/run/netns/" + l.tag + name
+}
+
+// serve answers on TCP and UDP until the test ends.
+func (l *lab) serve(name, addr string) {
+	l.t.Helper()
+	err := inNetns(l.path(name), func() error {
+		tcp, err := net.Listen("tcp4", addr)
+		if err != nil {
+			return err
+		}
+		l.t.Cleanup(func() { tcp.Close() })
+		go func() {
+			for {
+				c, err := tcp.Accept()
+				if err != nil {
+					return
+				}
+				fmt.Fprint(c, name, " sees ", host(c.RemoteAddr()))
+				c.Close()
+			}
+		}()
+		udp, err := net.ListenPacket("udp4", addr)
+		if err != nil {
+			return err
+		}
+		l.t.Cleanup(func() { udp.Close() })
+		go func() {
+			b := make([]byte, 100)
+			for {
+				_, from, err := udp.ReadFrom(b)
+				if err != nil {
+					return
+				}
+				udp.WriteTo([]byte(name+" sees "+host(from)), from)
+			}
+		}()
+		return nil
+	})
+	if err != nil {
+		l.t.Fatalf("serve %s in %s: %v", addr, name, err)
+	}
+}
+
+func host(a net.Addr) string {
+	h, _, _ := net.SplitHostPort(a.String())
+	return h
+}
+
+// ask connects and returns the answer, "" if there is none.
+func (l *lab) ask(from, proto, to string) string {
+	var c net.Conn
+	err := inNetns(l.path(from), func() (err error) {
+		c, err = net.DialTimeout(proto+"4", to, 700*time.Millisecond)
+		return err
+	})
+	if err != nil {
+		return ""
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(700 * time.Millisecond))
+	fmt.Fprint(c, "?")
+	b := make([]byte, 100)
+	n, _ := c.Read(b)
+	return string(b[:n])
+}
+
+func labPlan() []plan.Object {
+	objs := firewall.Host()
+	objs = append(objs, firewall.Network(spec.Network{Bridge: "sandnet0"})...)
+	objs = append(objs, firewall.Network(spec.Network{Bridge: "sn-apart", NoICC: true})...)
+	objs = append(objs, firewall.Network(spec.Network{Bridge: "sn-inner", Internal: true})...)
+	for _, proto := range []spec.Proto{spec.TCP, spec.UDP} {
+		for _, p := range []struct {
+			ip   string
+			port uint16
+			to   string
+		}{
+			{"0.0.0.0", 8080, "172.30.0.2"},
+			{"127.0.0.1", 8081, "172.30.0.2"},
+			{"192.0.2.1", 8082, "172.30.0.2"},
+			{"0.0.0.0", 8090, "172.30.1.2"},
+			{"0.0.0.0", 8091, "172.30.1.3"},
+			{"0.0.0.0", 8095, "172.30.2.2"},
+		} {
+			port := spec.Port{HostIP: netip.MustParseAddr(p.ip), HostPort: p.port, Port: 80, Proto: proto}
+			objs = append(objs, firewall.Publish(port, netip.MustParseAddr(p.to))...)
+		}
+	}
+	return objs
+}
+
+func TestTraffic(t *testing.T) {
+	for _, policy := range []string{"ACCEPT", "DROP"} {
+		t.Run("FORWARD "+policy, func(t *testing.T) {
+			l := newLab(t)
+			output(t, "iptables", "-P", "FORWARD", policy)
+			for _, o := range labPlan() {
+				if _, isPort := o.(plan.HostPort); !isPort {
+					mustEnsureNft(t, -1, o)
+				}
+			}
+			chain, err := ForeignForward()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if (chain == "FORWARD") != (policy == "DROP") {
+				t.Fatalf("ForeignForward says %q", chain)
+			}
+			if chain != "" {
+				if _, err := ensureRules([]plan.Rule{firewall.AcceptIn(chain).(plan.Rule)}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			l.check()
+		})
+	}
+}
+
+// check tries every row at once.
+func (l *lab) check() {
+	const none = ""
+	var wg sync.WaitGroup
+	for _, c := range []struct{ why, from, to, want string }{
+		{"published, real source", "lan", "192.0.2.1:8080", "a sees 192.0.2.2"},
+		{"published on the LAN address", "lan", "192.0.2.1:8082", "a sees 192.0.2.2"},
+		{"published, without ICC", "lan", "192.0.2.1:8090", "c sees 192.0.2.2"},
+		{"published, internal", "lan", "192.0.2.1:8095", none},
+		{"sandbox's own address", "lan", "172.30.0.2:80", none},
+		{"published at the sandbox's address", "lan", "172.30.0.2:8080", none},
+		{"published on loopback only", "lan", "192.0.2.1:8081", none},
+		{"martian to published on loopback", "lan", "127.0.0.1:8081", none},
+		{"martian to published", "lan", "127.0.0.1:8080", none},
+		{"martian to the host's loopback", "lan", "127.0.0.1:9001", none},
+
+		{"outside, masqueraded", "a", "192.0.2.2:80", "lan sees 192.0.2.1"},
+		{"outside, without ICC", "c", "192.0.2.2:80", "lan sees 192.0.2.1"},
+		{"outside, internal", "e", "192.0.2.2:80", none},
+		{"neighbour", "a", "172.30.0.3:80", "b sees 172.30.0.2"},
+		{"neighbour without ICC", "c", "172.30.1.3:80", none},
+		{"other network", "a", "172.30.1.2:80", none},
+		{"other network", "c", "172.30.0.2:80", none},
+		{"internal network", "a", "172.30.2.2:80", none},
+		{"from an internal network", "e", "172.30.0.2:80", none},
+
+		{"itself through the host", "a", "192.0.2.1:8080", "a sees 172.30.0.1"},
+		{"itself through its gateway", "a", "172.30.0.1:8080", "a sees 172.30.0.1"},
+		{"itself through the host, without ICC", "c", "192.0.2.1:8090", "c sees 172.30.1.1"},
+		{"neighbour through the host", "b", "192.0.2.1:8080", "a sees 172.30.0.1"},
+		{"neighbour through the host's one address", "b", "192.0.2.1:8082", "a sees 172.30.0.1"},
+		{"neighbour through the host, without ICC", "c", "192.0.2.1:8091", none},
+		{"neighbour through the gateway, without ICC", "d", "172.30.1.1:8090", none},
+		{"other network through the host", "a", "192.0.2.1:8090", "c sees 172.30.0.2"},
+		{"other network through the host", "c", "192.0.2.1:8080", "a sees 172.30.1.2"},
+		{"other network through its gateway", "a", "172.30.1.1:8090", "c sees 172.30.0.2"},
+		{"internal network through the host", "a", "192.0.2.1:8095", none},
+		{"from an internal network through the host", "e", "192.0.2.1:8080", none},
+		{"from an internal network through its gateway", "e", "172.30.2.1:8080", none},
+
+		{"the host's service", "a", "172.30.0.1:9000", "host sees 172.30.0.2"},
+		{"the host's service, internal", "e", "172.30.2.1:9000", none},
+		{"the host's service by another address, internal", "e", "192.0.2.1:9000", none},
+		{"the host's loopback", "a", "127.0.0.1:9001", none},
+		{"published on loopback", "b", "127.0.0.1:8081", none},
+		{"published on loopback only", "b", "192.0.2.1:8081", none},
+
+		{"published, by loopback", "host", "127.0.0.1:8080", "a sees 172.30.0.1"},
+		{"published, by another loopback address", "host", "127.1.2.3:8080", "a sees 172.30.0.1"},
+		{"published on loopback", "host", "127.0.0.1:8081", "a sees 172.30.0.1"},
+		{"published, by an address", "host", "192.0.2.1:8080", "a sees 192.0.2.1"},
+		{"published on another address", "host", "127.0.0.1:8082", none},
+		{"published, without ICC", "host", "127.0.0.1:8090", "c sees 172.30.1.1"},
+		{"published, internal", "host", "127.0.0.1:8095", "e sees 172.30.2.1"},
+		{"sandbox's own address", "host", "172.30.0.2:80", "a sees 172.30.0.1"},
+		{"internal sandbox's own address", "host", "172.30.2.2:80", "e sees 172.30.2.1"},
+		{"the host's own service", "host", "127.0.0.1:9001", "host sees 127.0.0.1"},
+	} {
+		for _, proto := range []string{"tcp", "udp"} {
+			wg.Go(func() {
+				if got := l.ask(c.from, proto, c.to); got != c.want {
+					l.t.Errorf("%s: %s → %s/%s: %q, want %q", c.why, c.from, c.to, proto, got, c.want)
+				}
+			})
+		}
+	}
+	wg.Wait()
+	if l.t.Failed() {
+		l.t.Log(strings.TrimSpace(output(l.t, "nft", "list", "ruleset")))
+	}
+}

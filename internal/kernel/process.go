@@ -1,0 +1,229 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sandnet/sandnet/internal/spec"
+)
+
+// lookPath finds the command as execvp(3) does; a *spec.CommandError if it
+// cannot.
+func lookPath(p spec.Process) (string, error) {
+	file, err := exec.LookPath(p.Args[0])
+	switch {
+	case err == nil || errors.Is(err, exec.ErrDot):
+		return file, nil
+	case errors.Is(err, fs.ErrPermission):
+		return "", &spec.CommandError{Code: 126, Err: fmt.Errorf("%s: permission denied", p.Args[0])}
+	default:
+		return "", &spec.CommandError{Code: 127, Err: fmt.Errorf("%s: command not found", p.Args[0])}
+	}
+}
+
+// Run starts the command and waits for its end; the result is its exit code,
+// 128+N if signal N ended it, 0 if it was detached. Signals that ask this
+// process to end are passed on. If this process is killed, so is the command.
+func (k *Kernel) Run(p spec.Process) (code int, err error) {
+	file, err := lookPath(p)
+	if err != nil {
+		return 0, err
+	}
+	cmd := &exec.Cmd{Path: file, Args: p.Args, Env: p.Env, Dir: p.Dir, SysProcAttr: &syscall.SysProcAttr{}}
+	if p.Stdin != nil {
+		cmd.Stdin = p.Stdin
+	}
+	if p.Stdout != nil {
+		cmd.Stdout = p.Stdout
+	}
+	if p.Stderr != nil {
+		cmd.Stderr = p.Stderr
+	}
+	terminal := -1
+	if p.Detach {
+		cmd.SysProcAttr.Setsid = true
+	} else {
+		cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+		// In a process group of its own the command gets each signal once: from
+		// the terminal directly, from elsewhere through us.
+		cmd.SysProcAttr.Setpgid = true
+		if p.Stdin != nil && isForeground(int(p.Stdin.Fd())) {
+			terminal = int(p.Stdin.Fd())
+			cmd.SysProcAttr.Foreground, cmd.SysProcAttr.Ctty = true, terminal
+		}
+	}
+	done := make(chan error, 1)
+	go func() {
+		// Namespaces and the parent-death signal belong to this thread, which
+		// therefore lives as long as the command, and no longer.
+		runtime.LockOSThread()
+		done <- supervise(p, cmd)
+	}()
+	err = <-done
+	if terminal >= 0 {
+		signal.Ignore(syscall.SIGTTOU)
+		_ = unix.IoctlSetPointerInt(terminal, unix.TIOCSPGRP, unix.Getpgrp())
+		signal.Reset(syscall.SIGTTOU)
+	}
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		return 0, err
+	}
+	if cmd.ProcessState == nil {
+		return 0, nil
+	}
+	if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+		return 128 + int(ws.Signal()), nil
+	}
+	return cmd.ProcessState.ExitCode(), nil
+}
+
+func isForeground(fd int) bool {
+	pgrp, err := unix.IoctlGetInt(fd, unix.TIOCGPGRP)
+	return err == nil && pgrp == unix.Getpgrp()
+}
+
+func supervise(p spec.Process, cmd *exec.Cmd) error {
+	if err := enter(p); err != nil {
+		return err
+	}
+	signals := make(chan os.Signal, 16)
+	if !p.Detach {
+		signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT,
+			syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH, syscall.SIGCONT)
+		defer signal.Stop(signals)
+	}
+	if err := cmd.Start(); err != nil {
+		if errors.Is(err, syscall.ENOEXEC) || errors.Is(err, fs.ErrPermission) {
+			return &spec.CommandError{Code: 126, Err: err}
+		}
+		return err
+	}
+	if p.Started != nil {
+		if err := p.Started(cmd.Process.Pid); err != nil {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+			return err
+		}
+	}
+	if p.Detach {
+		return cmd.Process.Release()
+	}
+	ended := make(chan struct{})
+	defer close(ended)
+	go func() {
+		for {
+			select {
+			case s := <-signals:
+				_ = cmd.Process.Signal(s)
+			case <-ended:
+				return
+			}
+		}
+	}()
+	return cmd.Wait()
+}
+
+// enter moves the calling thread into the sandbox's network namespace and into
+// mount and UTS namespaces of its own, with the sandbox's files over those in
+// /etc and a /sys that shows the sandbox's links.
+func enter(p spec.Process) error {
+	if p.Netns == "" {
+		return nil
+	}
+	if err := setnsPath(p.Netns); err != nil {
+		return err
+	}
+	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_NEWUTS); err != nil {
+		return fmt.Errorf("new mount and UTS namespace: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("mount propagation: %w", err)
+	}
+	if p.Hostname != "" {
+		if err := unix.Sethostname([]byte(p.Hostname)); err != nil {
+			return fmt.Errorf("hostname %s: %w", p.Hostname, err)
+		}
+	}
+	if err := unix.Mount("sysfs", "/sys", "sysfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return fmt.Errorf("mount /sys: %w", err)
+	}
+	entries, err := os.ReadDir(p.EtcDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, e := range entries {
+		err := unix.Mount(filepath.Join(p.EtcDir, e.Name()), filepath.Join("/etc", e.Name()), "", unix.MS_BIND, "")
+		if err != nil && !errors.Is(err, unix.ENOENT) { // a host without /etc/hostname keeps it so
+			return fmt.Errorf("mount /etc/%s: %w", e.Name(), err)
+		}
+	}
+	return nil
+}
+
+// KillHolders kills every process in the namespace at path and waits, up to a
+// second, until they are gone.
+func (k *Kernel) KillHolders(path string) error {
+	for range 100 {
+		pids := k.Holders(path)
+		if len(pids) == 0 {
+			return nil
+		}
+		for _, pid := range pids {
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+		time.Sleep(time.Millisecond)
+		if k.onlyZombies(pids) {
+			return nil
+		}
+		time.Sleep(9 * time.Millisecond)
+	}
+	return fmt.Errorf("processes in %s do not end", path)
+}
+
+// onlyZombies: a process that waits for its parent has left its namespaces.
+func (k *Kernel) onlyZombies(pids []int) bool {
+	for _, pid := range pids {
+		if _, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid)); err == nil {
+			return false
+		}
+	}
+	return true
+}
+
+// ProcessStart is the start time of a process in clock ticks since boot
+// (field 22 of proc_pid_stat(5)); it tells a PID from a reused one. 0 if there
+// is no such process or it has ended and is only waited for.
+func (k *Kernel) ProcessStart(pid int) uint64 {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	// The command's name, in parentheses, may hold anything.
+	i := len(b) - 1
+	for i >= 0 && b[i] != ')' {
+		i--
+	}
+	var state byte
+	var skip int64
+	var start uint64
+	rest := string(b[min(i+2, len(b)):])
+	args := []any{&state}
+	for range 18 {
+		args = append(args, &skip)
+	}
+	if _, err := fmt.Sscanf(rest, "%c"+" %d %d %d %d %d %d %d %d %d %d %d %d %d %d %d %d %d %d %d", append(args, &start)...); err != nil || state == 'Z' {
+		return 0
+	}
+	return start
+}

@@ -1,0 +1,168 @@
+package record
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/sandnet/sandnet/internal/plan"
+)
+
+func open(t *testing.T) *Store {
+	t.Helper()
+	s := New(filepath.Join(t.TempDir(), "run"))
+	if err := s.Prepare(); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestSaveLoadRemove(t *testing.T) {
+	s := open(t)
+	want := plan.Plan{Owner: "sandbox/web", Objects: []plan.Object{plan.Symlink{Path: "a", Target: "b"}}}
+	if err := s.Save(want); err != nil {
+		t.Fatal(err)
+	}
+	got, err := s.Load("sandbox/web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+	if owners, _ := s.Owners(); len(owners) != 1 || owners[0] != "sandbox/web" {
+		t.Errorf("Owners() = %v", owners)
+	}
+	for range 2 { // the second time there is nothing to do
+		if err := s.Remove("sandbox/web"); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := s.Load("sandbox/web"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Load after Remove: %v, want fs.ErrNotExist", err)
+	}
+}
+
+func TestStateIsRootsAlone(t *testing.T) {
+	s := open(t)
+	for _, dir := range []string{"", "records", "locks", "attached"} {
+		st, err := os.Stat(filepath.Join(s.dir, dir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if perm := st.Mode().Perm(); perm != 0o700 {
+			t.Errorf("%s has mode %o, want 0700", dir, perm)
+		}
+	}
+}
+
+func TestAnotherBootEmptiesTheStore(t *testing.T) {
+	s := open(t)
+	if err := s.Save(plan.Plan{Owner: "sandbox/web"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Prepare(); err != nil || !s.Has("sandbox/web") {
+		t.Fatalf("Prepare in the same boot: %v; the record must stay", err)
+	}
+	if err := os.WriteFile(filepath.Join(s.dir, "boot-id"), []byte("another\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Prepare(); err != nil || s.Has("sandbox/web") {
+		t.Errorf("Prepare after a boot: %v; the record must be gone", err)
+	}
+}
+
+func TestADamagedRecordIsNamed(t *testing.T) {
+	s := open(t)
+	if err := s.Save(plan.Plan{Owner: "sandbox/web"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(s.path("sandbox/web"), []byte(`{"owner":`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Load("sandbox/web"); err == nil || !strings.Contains(err.Error(), "sandbox/web") {
+		t.Errorf("Load = %v, want an error that names the owner", err)
+	}
+}
+
+func TestLockExcludes(t *testing.T) {
+	s := open(t)
+	unlock, err := s.Lock(t.Context(), "sandbox/web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	short, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if _, err := s.Lock(short, "sandbox/web"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a second Lock: %v, want it to wait", err)
+	}
+	if in, err := s.Interrupted(); len(in) != 0 || err != nil {
+		t.Errorf("Interrupted() = %v, %v while the lock is held", in, err)
+	}
+	unlock()
+	if s.Locked("sandbox/web") {
+		t.Error("the lock file is left")
+	}
+}
+
+// TestAKilledHolderIsFound kills a real process that holds a lock.
+func TestAKilledHolderIsFound(t *testing.T) {
+	if dir := os.Getenv("RECORD_TEST_DIR"); dir != "" {
+		s := New(dir)
+		if _, err := s.Lock(context.Background(), "sandbox/web"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Attach("sandbox/run"); err != nil {
+			t.Fatal(err)
+		}
+		os.Stdout.WriteString("held\n")
+		time.Sleep(time.Minute)
+	}
+	s := open(t)
+	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$")
+	cmd.Env = append(os.Environ(), "RECORD_TEST_DIR="+s.dir)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.Read(make([]byte, 16)); err != nil {
+		t.Fatal(err)
+	}
+	tmp := tempName(s.path("sandbox/web"))
+	if err := os.MkdirAll(filepath.Dir(tmp), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(tmp, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	check := func(what string, find func() (map[string]func(), error), owner string) {
+		found, err := find()
+		if err != nil || len(found) != 1 || found[owner] == nil {
+			t.Fatalf("%s = %v, %v; want %s", what, found, err, owner)
+		}
+		found[owner]()
+		if again, err := find(); len(again) != 0 || err != nil {
+			t.Errorf("%s after release = %v, %v", what, again, err)
+		}
+	}
+	check("Interrupted", s.Interrupted, "sandbox/web")
+	check("Abandoned", s.Abandoned, "sandbox/run")
+	if _, err := os.Stat(tmp); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a half-written record is left: %v", err)
+	}
+}

@@ -1,0 +1,373 @@
+package spec
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// DefaultBridge is the default network's device. Names that begin like it are
+// for devices of sandnet's own.
+const DefaultBridge = "sandnet0"
+
+// ErrNotSupported is in errors about what sandnet knows but cannot do yet.
+var ErrNotSupported = errors.New("not supported yet")
+
+func notSupported(what, value, of string) error {
+	return &InputError{What: what, Value: value, Why: of + " not supported yet", Err: ErrNotSupported}
+}
+
+// reservedNetwork says why nobody can make a network of that name.
+func reservedNetwork(name string) string {
+	switch name {
+	case DefaultNetwork, "default":
+		return "it is the name of the default network"
+	case string(ModeHost), string(ModeNone), string(ModeContainer):
+		return "it is the name of a network mode"
+	case "overlay":
+		return "it is the name of the overlay's network"
+	}
+	return ""
+}
+
+// special has the prefixes that no network can overlap (RFC 6890, RFC 4291).
+func special() []string {
+	return []string{
+		"0.0.0.0/8 (this host)", "127.0.0.0/8 (loopback)", "169.254.0.0/16 (link-local)",
+		"224.0.0.0/4 (multicast)", "240.0.0.0/4 (reserved)",
+		"::/8 (reserved)", "fe80::/10 (link-local)", "ff00::/8 (multicast)",
+	}
+}
+
+// ParseSubnet reads the subnet of a network, its address without host bits:
+// 10.61.0.0/24. It holds a gateway and a sandbox at least (/30, /126), and
+// 2^24 addresses at most with IPv4.
+func ParseSubnet(s string) (netip.Prefix, error) {
+	p, why := parsePrefix(s)
+	if why == "" {
+		why = subnetFault(p)
+	}
+	if why != "" {
+		return netip.Prefix{}, &InputError{What: "subnet", Value: s, Why: why}
+	}
+	return p, nil
+}
+
+func parsePrefix(s string) (netip.Prefix, string) {
+	p, err := netip.ParsePrefix(s)
+	addr, bits, _ := strings.Cut(s, "/")
+	switch a, addrErr := netip.ParseAddr(addr); {
+	case err != nil && addrErr == nil && a.Zone() == "" && bits != "" && strings.Trim(bits, "0123456789") == "":
+		return p, fmt.Sprintf("the prefix length is not from 0 to %d", a.BitLen())
+	case err != nil || p.Addr().Is4In6():
+		return p, "not an address and prefix length, like 10.61.0.0/24"
+	case p != p.Masked():
+		return p, "it should be " + p.Masked().String()
+	}
+	return p, ""
+}
+
+func subnetFault(p netip.Prefix) string {
+	if !p.IsValid() || p != p.Masked() || p.Addr().Is4In6() {
+		return "not the address of a network and a prefix length"
+	}
+	for _, s := range special() {
+		cidr, _, _ := strings.Cut(s, " ")
+		if p.Overlaps(netip.MustParsePrefix(cidr)) {
+			return "no network can have addresses of " + s
+		}
+	}
+	switch host := p.Addr().BitLen() - p.Bits(); {
+	case host < 2:
+		return fmt.Sprintf("there is no room for a gateway and a sandbox, it takes a /%d at least", p.Addr().BitLen()-2)
+	case p.Addr().Is4() && host > 24:
+		return "it is too large, at most it can be a /8"
+	}
+	return ""
+}
+
+// FirstHost is the address after the network's own: the gateway's, unless the
+// user says otherwise.
+func FirstHost(p netip.Prefix) netip.Addr { return p.Masked().Addr().Next() }
+
+// LastAddr is the last address of the prefix: with IPv4, the broadcast
+// address (RFC 919).
+func LastAddr(p netip.Prefix) netip.Addr {
+	b := p.Addr().AsSlice()
+	for i := p.Bits(); i < len(b)*8; i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}
+
+// hostFault says why nothing in the subnet can have the address.
+func hostFault(a netip.Addr, subnet netip.Prefix) string {
+	switch {
+	case !subnet.Contains(a):
+		return "it is not in " + subnet.String()
+	case a == subnet.Addr():
+		return "it is the network address of " + subnet.String()
+	case a.Is4() && a == LastAddr(subnet):
+		return "it is the broadcast address of " + subnet.String()
+	}
+	return ""
+}
+
+// addressFault says why no host of the network can have the address.
+func (n Network) addressFault(a netip.Addr) string {
+	why := "no subnet is given for it"
+	for _, s := range n.Subnets {
+		if why = hostFault(a, s); why == "" || s.Contains(a) {
+			break
+		}
+	}
+	return why
+}
+
+// CheckAddress returns an *InputError if no sandbox on the network can have
+// the address: it is outside the subnet, the gateway's, an auxiliary one, or
+// no host's at all. Whether a sandbox has it already is not looked at.
+func (n Network) CheckAddress(a netip.Addr) error {
+	why := n.addressFault(a)
+	if why == "" {
+		why = n.reserved(a)
+	}
+	if why != "" {
+		return &InputError{What: "IP address", Value: a.String(), Why: why}
+	}
+	return nil
+}
+
+// reserved says what the address is kept for, if anything.
+func (n Network) reserved(a netip.Addr) string {
+	for _, gw := range n.Gateways {
+		if a == gw {
+			return "it is the gateway of network " + n.Name
+		}
+	}
+	for name, aux := range n.Aux {
+		if a == aux {
+			return "it is reserved in network " + n.Name + " as " + quote(name, 64)
+		}
+	}
+	return ""
+}
+
+// Reserved reports whether the address is the gateway's or an auxiliary one,
+// which no sandbox gets.
+func (n Network) Reserved(a netip.Addr) bool { return n.reserved(a) != "" }
+
+// Validate checks the definition as far as it goes without the host; what is
+// zero is left to be filled in. It returns an *InputError.
+func (n Network) Validate() error {
+	if err := CheckName("network name", n.Name); err != nil {
+		return err
+	}
+	if n.Bridge != "" {
+		if err := CheckInterface(n.Bridge); err != nil {
+			return err
+		}
+	}
+	if n.MTU != 0 {
+		if err := CheckMTU(n.MTU, false); err != nil {
+			return err
+		}
+	}
+	for _, check := range []func() error{n.checkSubnets, n.checkRange, n.checkGateways, n.checkAux} {
+		if err := check(); err != nil {
+			return err
+		}
+	}
+	return checkLabels(n.Labels)
+}
+
+func (n Network) checkSubnets() error {
+	for i, s := range n.Subnets {
+		if why := subnetFault(s); why != "" {
+			return &InputError{What: "subnet", Value: s.String(), Why: why}
+		}
+		if !s.Addr().Is4() {
+			return notSupported("subnet", s.String(), "IPv6 is")
+		}
+		for _, o := range n.Subnets[:i] {
+			why := "a network has one IPv4 subnet, and " + o.String() + " is this one's"
+			if s.Overlaps(o) {
+				why = "it overlaps " + o.String() + " of the same network"
+			}
+			return &InputError{What: "subnet", Value: s.String(), Why: why}
+		}
+	}
+	return nil
+}
+
+func (n Network) checkRange() error {
+	if n.Range == (netip.Prefix{}) {
+		return nil
+	}
+	why := "no subnet is given for it"
+	for _, s := range n.Subnets {
+		why = "it is not in " + s.String()
+		if s.Bits() <= n.Range.Bits() && s.Contains(n.Range.Addr()) {
+			why = ""
+			break
+		}
+	}
+	if why == "" && n.Range != n.Range.Masked() {
+		why = "it should be " + n.Range.Masked().String()
+	}
+	if why != "" {
+		return &InputError{What: "IP range", Value: n.Range.String(), Why: why}
+	}
+	return nil
+}
+
+func (n Network) checkGateways() error {
+	for i, gw := range n.Gateways {
+		why := "no subnet is given for it"
+		switch {
+		case i < len(n.Subnets):
+			why = hostFault(gw, n.Subnets[i])
+		case i > 0:
+			why = "each subnet has one gateway, and " + n.Gateways[0].String() + " is given already"
+		}
+		if why != "" {
+			return &InputError{What: "gateway", Value: gw.String(), Why: why}
+		}
+	}
+	return nil
+}
+
+func (n Network) checkAux() error {
+	seen := make(map[netip.Addr]string, len(n.Aux))
+	for _, name := range slices.Sorted(maps.Keys(n.Aux)) {
+		a := n.Aux[name]
+		why := n.addressFault(a)
+		switch {
+		case nameFault(name) != "":
+			why = "name: " + nameFault(name)
+		case why != "":
+		case slices.Contains(n.Gateways, a):
+			why = "it is the gateway"
+		case seen[a] != "":
+			why = "the address is also given to " + seen[a]
+		}
+		if why != "" {
+			return &InputError{What: "auxiliary address", Value: name + "=" + a.String(), Why: why}
+		}
+		seen[a] = name
+	}
+	return nil
+}
+
+// NetworkOptions are the options of `network create` as they were given.
+type NetworkOptions struct {
+	Name              string
+	Subnets, Gateways []string
+	IPRange           string
+	// Aux are NAME=IP.
+	Aux    []string
+	Bridge string
+	// MTU in bytes; 0 is not given.
+	MTU                                 int
+	Internal, NoICC, NoMasquerade, IPv6 bool
+	// Labels are KEY=VALUE.
+	Labels []string
+	// GatewayMode is nat, or empty for it.
+	GatewayMode string
+}
+
+// Parse returns the network that the options ask for. Without a subnet it has
+// none, and without a bridge name no device: both depend on the host. The
+// gateway is the first address of the subnet that is not an auxiliary one. The
+// error is an *InputError; it wraps ErrNotSupported where that is the reason.
+func (o NetworkOptions) Parse() (Network, error) {
+	n := Network{Name: o.Name, Bridge: o.Bridge, MTU: o.MTU, Internal: o.Internal, NoICC: o.NoICC, NoMasquerade: o.NoMasquerade}
+	if why := reservedNetwork(o.Name); why != "" {
+		return Network{}, &InputError{What: "network name", Value: o.Name, Why: why}
+	}
+	if strings.HasPrefix(o.Bridge, "sandnet") {
+		return Network{}, &InputError{What: "interface name", Value: o.Bridge, Why: "names that begin with sandnet are for sandnet's own devices"}
+	}
+	if err := o.refuseUnsupported(); err != nil {
+		return Network{}, err
+	}
+	if err := o.parseAddresses(&n); err != nil {
+		return Network{}, err
+	}
+	var err error
+	if n.Labels, err = parseMap(o.Labels, ParseLabel); err != nil {
+		return Network{}, err
+	}
+	if err := n.Validate(); err != nil {
+		return Network{}, err
+	}
+	for i := len(n.Gateways); i < len(n.Subnets); i++ {
+		gw := FirstHost(n.Subnets[i])
+		for n.Reserved(gw) {
+			gw = gw.Next()
+		}
+		if why := hostFault(gw, n.Subnets[i]); why != "" {
+			return Network{}, &InputError{What: "subnet", Value: n.Subnets[i].String(), Why: "the auxiliary addresses leave no room for a gateway"}
+		}
+		n.Gateways = append(n.Gateways, gw)
+	}
+	return n, nil
+}
+
+func (o NetworkOptions) refuseUnsupported() error {
+	if o.IPv6 {
+		return notSupported("option", "--ipv6", "IPv6 is")
+	}
+	switch o.GatewayMode {
+	case "", "nat":
+		return nil
+	case "routed", "isolated":
+		return notSupported("gateway mode", o.GatewayMode, "it is")
+	}
+	return &InputError{What: "gateway mode", Value: o.GatewayMode, Why: "it should be nat"}
+}
+
+func (o NetworkOptions) parseAddresses(n *Network) error {
+	for _, s := range o.Subnets {
+		p, err := ParseSubnet(s)
+		if err != nil {
+			return err
+		}
+		n.Subnets = append(n.Subnets, p)
+	}
+	for _, s := range o.Gateways {
+		a, why := parseAddr(s)
+		if why != "" {
+			return &InputError{What: "gateway", Value: s, Why: why}
+		}
+		n.Gateways = append(n.Gateways, a)
+	}
+	if o.IPRange != "" {
+		p, why := parsePrefix(o.IPRange)
+		if why != "" {
+			return &InputError{What: "IP range", Value: o.IPRange, Why: why}
+		}
+		n.Range = p
+	}
+	for _, s := range o.Aux {
+		name, ip, ok := strings.Cut(s, "=")
+		a, why := parseAddr(ip)
+		if !ok {
+			why = "it should be NAME=IP"
+		} else if _, dup := n.Aux[name]; dup {
+			why = "the name is given twice"
+		}
+		if why != "" {
+			return &InputError{What: "auxiliary address", Value: s, Why: why}
+		}
+		if n.Aux == nil {
+			n.Aux = map[string]netip.Addr{}
+		}
+		n.Aux[name] = a
+	}
+	return nil
+}

@@ -1,0 +1,204 @@
+package spec
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+)
+
+// Validate checks the request as far as it goes without the host, and that
+// its parts go together. It returns an *InputError. Every front door ends in
+// it: flags, OCI annotations, CNI configuration.
+func (s Sandbox) Validate() error {
+	for _, check := range []func() error{s.checkNames, s.checkMode, s.checkConflicts, s.checkAttach, s.checkPorts, s.checkFiles} {
+		if err := check(); err != nil {
+			return err
+		}
+	}
+	if s.MTU != 0 {
+		if err := CheckMTU(s.MTU, false); err != nil {
+			return err
+		}
+	}
+	if err := checkLabels(s.Labels); err != nil {
+		return err
+	}
+	return checkSysctls(s.Sysctls)
+}
+
+func (s Sandbox) checkNames() error {
+	if s.Name != "" {
+		if err := CheckName("sandbox name", s.Name); err != nil {
+			return err
+		}
+	}
+	if s.Hostname == "" {
+		return nil
+	}
+	if err := CheckHostname(s.Hostname); err != nil {
+		return err
+	}
+	if why := lengthFault(s.Hostname, maxNodeName); why != "" {
+		return &InputError{What: "hostname", Value: s.Hostname, Why: "the kernel takes " + why}
+	}
+	return nil
+}
+
+func (s Sandbox) checkMode() error {
+	why := ""
+	switch s.Mode {
+	case ModeBridge, ModeHost, ModeNone, ModeContainer:
+	default:
+		why = "it should be bridge, host, container:REF, none or a network's name"
+	}
+	switch {
+	case why != "":
+	case s.Mode == ModeContainer && nameFault(s.Join) != "":
+		why = "sandbox name: " + nameFault(s.Join)
+	case s.Mode != ModeContainer && s.Join != "":
+		why = "there is a sandbox to join, which only mode container does"
+	case s.Mode == ModeBridge && len(s.Attach) == 0:
+		why = "there is no network"
+	case s.Mode != ModeBridge && len(s.Attach) > 0:
+		why = "there is a network, which only mode bridge has"
+	}
+	if why != "" {
+		return &InputError{What: "network mode", Value: string(s.Mode), Why: why}
+	}
+	return nil
+}
+
+// checkConflicts refuses what the mode would have to ignore.
+func (s Sandbox) checkConflicts() error {
+	mtu := ""
+	if s.MTU != 0 {
+		mtu = strconv.Itoa(s.MTU)
+	}
+	return firstConflict(s.Mode, []request{
+		{"published port", first(s.Ports), withoutNetwork},
+		{"MTU", mtu, withoutNetwork},
+		{"hostname", s.Hostname, joining},
+		{"DNS server", first(s.DNS), sharing},
+		{"DNS search domain", first(s.DNSSearch), sharing},
+		{"host entry", first(s.Hosts), sharing},
+		{"sysctl", first(slices.Sorted(maps.Keys(s.Sysctls))), sharing},
+	})
+}
+
+// request is something asked for, empty if it is not, and which modes cannot
+// do it.
+type request struct {
+	what, value string
+	refused     func(Mode) bool
+}
+
+func withoutNetwork(m Mode) bool { return m != ModeBridge }
+func sharing(m Mode) bool        { return m == ModeHost || m == ModeContainer }
+func joining(m Mode) bool        { return m == ModeContainer }
+
+func firstConflict(m Mode, requests []request) error {
+	why := "with network mode none the sandbox has no network"
+	switch m {
+	case ModeHost:
+		why = "with network mode host the sandbox has what the host has"
+	case ModeContainer:
+		why = "with network mode container the sandbox has what the other one has"
+	}
+	for _, r := range requests {
+		if r.value != "" && r.refused(m) {
+			return &InputError{What: r.what, Value: r.value, Why: why}
+		}
+	}
+	return nil
+}
+
+func first[T any](list []T) string {
+	if len(list) == 0 {
+		return ""
+	}
+	return fmt.Sprint(list[0])
+}
+
+func (s Sandbox) checkAttach() error {
+	for i, a := range s.Attach {
+		if err := CheckName("network name", a.Network); err != nil {
+			return err
+		}
+		if slices.ContainsFunc(s.Attach[:i], func(o Attachment) bool { return o.Network == a.Network }) {
+			return &InputError{What: "network mode", Value: a.Network, Why: "it is given twice"}
+		}
+		if a.IP6.IsValid() {
+			return notSupported("IPv6 address", a.IP6.String(), "IPv6 is")
+		}
+		if a.IP.IsValid() {
+			why := unicastFault(a.IP)
+			if why == "" && !a.IP.Is4() {
+				why = "it is not an IPv4 address"
+			}
+			if why != "" {
+				return &InputError{What: "IP address", Value: a.IP.String(), Why: why}
+			}
+		}
+		if a.MAC != "" {
+			if mac, err := ParseMAC(a.MAC); err != nil {
+				return err
+			} else if mac != a.MAC {
+				return &InputError{What: "MAC address", Value: a.MAC, Why: "it should be " + mac}
+			}
+		}
+		for _, alias := range a.Aliases {
+			if err := checkDomain("network alias", alias); err != nil {
+				return err
+			}
+			if a.Network == DefaultNetwork {
+				return &InputError{What: "network alias", Value: alias, Why: "only user-defined networks have aliases",
+					Hint: "make a network with 'sandnet network create NAME' and use --net NAME"}
+			}
+		}
+	}
+	return nil
+}
+
+func (s Sandbox) checkPorts() error {
+	for _, p := range s.Ports {
+		why := portFault(p)
+		if why == "" {
+			continue
+		}
+		e := &InputError{What: "published port", Value: p.String(), Why: why}
+		if p.HostIP.Is6() {
+			e.Err = ErrNotSupported
+		}
+		return e
+	}
+	return ConflictingPorts(s.Ports)
+}
+
+func (s Sandbox) checkFiles() error {
+	for _, a := range s.DNS {
+		if why := dnsFault(a); why != "" {
+			return &InputError{What: "DNS server", Value: a.String(), Why: why}
+		}
+	}
+	for _, d := range s.DNSSearch {
+		if d == "." {
+			continue
+		}
+		if err := checkDomain("DNS search domain", d); err != nil {
+			return err
+		}
+	}
+	for _, h := range s.Hosts {
+		why := domainFault(h.Name, "_")
+		if why != "" {
+			why = "name: " + why
+		} else if !h.Addr.IsValid() || h.Addr.Zone() != "" {
+			why = "it has no usable IP address"
+		}
+		if why != "" {
+			return &InputError{What: "host entry", Value: h.String(), Why: why}
+		}
+	}
+	return nil
+}

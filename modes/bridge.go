@@ -1,0 +1,169 @@
+package modes
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/sandnet/sandnet/internal/firewall"
+	"github.com/sandnet/sandnet/internal/plan"
+	"github.com/sandnet/sandnet/internal/spec"
+)
+
+// Bridge connects a sandbox to one or more bridge networks, each by a veth
+// pair. The first network has the default route and the published ports.
+type Bridge struct{}
+
+// Name is "bridge".
+func (Bridge) Name() string { return string(spec.ModeBridge) }
+
+// Plan makes the namespace, an interface per network, the files, and last
+// what lets traffic in.
+func (Bridge) Plan(s spec.Sandbox, f spec.Facts) (plan.Plan, error) {
+	if len(f.Endpoints) == 0 || len(f.Endpoints) != len(f.Networks) {
+		return plan.Plan{}, fmt.Errorf("%d endpoints for %d networks", len(f.Endpoints), len(f.Networks))
+	}
+	objs := namespace(s, f)
+	for i, ep := range f.Endpoints {
+		objs = append(objs, endpoint(ep, f, f.Networks[i], i == 0)...)
+	}
+	for _, name := range sortedKeys(s.Sysctls) {
+		objs = append(objs, plan.Sysctl{Netns: f.Netns, Name: name, Value: s.Sysctls[name]})
+	}
+	objs = append(objs, etcFiles(s, f)...)
+	objs = append(objs, hosts(s, f)...)
+	var reserve, publish []plan.Object
+	for _, ep := range f.Endpoints {
+		for _, p := range ep.Ports {
+			for _, o := range firewall.Publish(p, ep.Addresses[0].Addr()) {
+				if o.Kind() == plan.KindHostPort {
+					reserve = append(reserve, o)
+				} else {
+					publish = append(publish, o)
+				}
+			}
+		}
+	}
+	return plan.Plan{Objects: slices.Concat(objs, reserve, publish)}, nil
+}
+
+// namespace is what every sandbox with a namespace of its own starts with.
+func namespace(s spec.Sandbox, f spec.Facts) []plan.Object {
+	return []plan.Object{index(s, f), plan.Netns{Path: f.Netns, Mark: f.Mark}}
+}
+
+func endpoint(ep spec.Endpoint, f spec.Facts, n spec.Network, first bool) []plan.Object {
+	objs := []plan.Object{plan.Link{
+		Name: ep.HostInterface, Type: plan.Veth, MTU: ep.MTU, Master: n.Bridge, Mark: f.Mark,
+		Peer: ep.Interface, PeerNetns: f.Netns, PeerMAC: ep.MAC,
+	}}
+	for _, a := range ep.Addresses {
+		objs = append(objs, plan.Addr{Netns: f.Netns, Link: ep.Interface, Addr: a})
+	}
+	if first && !n.Internal {
+		for _, gw := range ep.Gateways {
+			objs = append(objs, plan.Route{Netns: f.Netns, Dst: defaultRoute(gw), Via: gw, Link: ep.Interface})
+		}
+	}
+	return objs
+}
+
+func defaultRoute(gw netip.Addr) netip.Prefix {
+	if gw.Is4() {
+		return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	}
+	return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+}
+
+// hosts plans /etc/hosts. Sandboxes of a user-defined network find each other
+// in it; those with nothing of their own to say share one file per network, so
+// that a newcomer changes one file however many there are.
+func hosts(s spec.Sandbox, f spec.Facts) []plan.Object {
+	path := f.EtcDir + "/hosts"
+	var dirs []string
+	var objs []plan.Object
+	own := hostLines(s)
+	for _, ep := range f.Endpoints {
+		names := []string{s.Name, Hostname(s)}
+		if ep.Network == spec.DefaultNetwork {
+			for _, a := range ep.Addresses {
+				own += plan.HostsLine{Addr: a.Addr(), Names: unique(names)}.Line()
+			}
+			continue
+		}
+		dir := f.HostsDir + "/" + ep.Network
+		dirs = append(dirs, dir)
+		names = append(names, ep.Aliases...)
+		if len(s.ID) >= 12 {
+			names = append(names, s.ID[:12])
+		}
+		for _, a := range ep.Addresses {
+			objs = append(objs, plan.HostsLine{Dir: dir, Addr: a.Addr(), Names: unique(names)})
+		}
+	}
+	switch {
+	case len(dirs) == 0:
+		return []plan.Object{plan.File{Path: path, Content: plan.LocalHosts + own}}
+	case len(dirs) == 1 && own == "":
+		return append(objs, plan.Symlink{Path: path, Target: dirs[0] + "/" + plan.SharedHosts})
+	}
+	file := plan.HostsFile{Name: s.Name + ".hosts", Header: plan.LocalHosts + own, Dirs: dirs}
+	return append(objs, file, plan.Symlink{Path: path, Target: file.Path()})
+}
+
+// unique drops repeated names and keeps the order: the first is the canonical one.
+func unique(names []string) []string {
+	var out []string
+	for _, n := range names {
+		if !slices.Contains(out, n) {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+func sortedKeys(m map[string]string) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// Network plans a bridge network itself: the bridge with the gateway addresses,
+// and what the firewall has to know of it.
+func Network(n spec.Network, mark uint32) plan.Plan {
+	objs := []plan.Object{plan.Link{Name: n.Bridge, Type: plan.Bridge, MTU: n.MTU, MAC: MAC(n.Gateways[0]), Mark: mark}}
+	for i, gw := range n.Gateways {
+		objs = append(objs, plan.Addr{Link: n.Bridge, Addr: netip.PrefixFrom(gw, n.Subnets[i].Bits())})
+	}
+	// Ports published on 127.0.0.1 are translated to a sandbox's address while
+	// the source still is 127.0.0.1; the firewall closes what this opens.
+	objs = append(objs, plan.Sysctl{Name: "net/ipv4/conf/" + n.Bridge + "/route_localnet", Value: "1"})
+	return plan.Plan{Owner: "network/" + n.Name, Objects: append(objs, firewall.Network(n)...)}
+}
+
+// Forwarding is the sysctl that makes the host a router.
+const Forwarding = "net/ipv4/ip_forward"
+
+// HostPlan plans what all bridge networks of a host share. restore is what
+// ip_forward goes back to with the last network, empty to leave it; foreign is
+// the chain of another firewall that has to let sandnet's packets pass, or
+// empty.
+func HostPlan(restore, foreign string) plan.Plan {
+	objs := append([]plan.Object{plan.Sysctl{Name: Forwarding, Value: "1", Restore: restore}}, firewall.Host()...)
+	if foreign != "" {
+		objs = append(objs, firewall.AcceptIn(foreign))
+	}
+	return plan.Plan{Owner: "host", Objects: objs}
+}
+
+// MAC derives a locally administered MAC address from an IP address, as docker
+// does: 02:42 and the last four bytes. An address that is used again keeps its
+// MAC, so that no neighbour's cache is ever wrong.
+func MAC(a netip.Addr) string {
+	b := a.AsSlice()
+	b = b[len(b)-4:]
+	return fmt.Sprintf("02:42:%02x:%02x:%02x:%02x", b[0], b[1], b[2], b[3])
+}

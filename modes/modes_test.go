@@ -1,0 +1,131 @@
+package modes_test
+
+import (
+	"bytes"
+	"flag"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/sandnet/sandnet/internal/plan"
+	"github.com/sandnet/sandnet/internal/spec"
+	"github.com/sandnet/sandnet/modes"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+const id = "3f2a91c0d1e4b5a697887766554433221100ffeeddccbbaa9988776655443322"
+
+func facts(eps []spec.Endpoint, nets []spec.Network) spec.Facts {
+	return spec.Facts{
+		Netns: "/run/netns/web", EtcDir: "/etc/netns/web", HostsDir: "/run/sandnet/hosts",
+		IndexPath: "/run/sandnet/ids/" + id, Mark: 83, Endpoints: eps, Networks: nets,
+		HostResolv: "nameserver 127.0.0.53\nnameserver 192.0.2.53\nsearch example.org\noptions edns0\n",
+	}
+}
+
+func network(name, bridge, subnet string) spec.Network {
+	p := netip.MustParsePrefix(subnet)
+	return spec.Network{Name: name, Bridge: bridge, Subnets: []netip.Prefix{p}, Gateways: []netip.Addr{p.Addr().Next()}, MTU: 1500}
+}
+
+func endpoint(n spec.Network, iface, hostIface, addr string, ports ...spec.Port) spec.Endpoint {
+	a := netip.MustParseAddr(addr)
+	return spec.Endpoint{Network: n.Name, Interface: iface, HostInterface: hostIface, MAC: modes.MAC(a), MTU: 1500,
+		Addresses: []netip.Prefix{netip.PrefixFrom(a, n.Subnets[0].Bits())}, Gateways: n.Gateways, Ports: ports}
+}
+
+// TestGolden compares each mode's plan, as text, with a file.
+func TestGolden(t *testing.T) {
+	bridge, app, db := network("bridge", "sandnet0", "172.30.0.0/16"), network("app", "sn-a172cedcae47", "10.61.0.0/24"), network("db", "sn-3a9b1c2d4e5f", "10.62.0.0/24")
+	internal := db
+	internal.Internal = true
+	all, lo := netip.IPv4Unspecified(), netip.MustParseAddr("127.0.0.1")
+	web := spec.Sandbox{Name: "web", ID: id}
+	rich := web
+	rich.Hosts = []spec.HostEntry{{Name: "db.example", Addr: netip.MustParseAddr("192.0.2.9")}}
+	rich.DNS, rich.DNSSearch = []netip.Addr{netip.MustParseAddr("192.0.2.1")}, []string{"corp.example"}
+	rich.Sysctls = map[string]string{"net/core/somaxconn": "1024", "net/ipv4/tcp_syncookies": "0"}
+	named := endpoint(app, "eth0", "sv3f2a91c0d1e0", "10.61.0.2")
+	named.Aliases = []string{"www"}
+
+	for _, c := range []struct {
+		name string
+		mode interface {
+			Plan(spec.Sandbox, spec.Facts) (plan.Plan, error)
+		}
+		s spec.Sandbox
+		f spec.Facts
+	}{
+		{"none", modes.None{}, web, facts(nil, nil)},
+		{"host", modes.Host{}, web, facts(nil, nil)},
+		{"container-sandbox", modes.Container{}, web, func() spec.Facts {
+			f := facts(nil, nil)
+			f.JoinPath, f.JoinEtcDir, f.JoinedPath = "/run/netns/db", "/etc/netns/db", "/run/sandnet/joined/db/web"
+			return f
+		}()},
+		{"container-pid", modes.Container{}, web, func() spec.Facts {
+			f := facts(nil, nil)
+			f.JoinPath = "/proc/42/ns/net"
+			return f
+		}()},
+		{"bridge", modes.Bridge{}, web, facts([]spec.Endpoint{endpoint(bridge, "eth0", "sv3f2a91c0d1e0", "172.30.0.2")}, []spec.Network{bridge})},
+		{"bridge-published", modes.Bridge{}, web, facts([]spec.Endpoint{endpoint(bridge, "eth0", "sv3f2a91c0d1e0", "172.30.0.2",
+			spec.Port{HostIP: all, HostPort: 8080, Port: 80, Proto: spec.TCP},
+			spec.Port{HostIP: lo, HostPort: 5353, Port: 53, Proto: spec.UDP})}, []spec.Network{bridge})},
+		{"bridge-user-network", modes.Bridge{}, web, facts([]spec.Endpoint{named}, []spec.Network{app})},
+		{"bridge-two-networks", modes.Bridge{}, rich, facts([]spec.Endpoint{named, endpoint(db, "eth1", "sv3f2a91c0d1e1", "10.62.0.2")}, []spec.Network{app, db})},
+		{"bridge-internal", modes.Bridge{}, web, facts([]spec.Endpoint{endpoint(internal, "eth0", "sv3f2a91c0d1e0", "10.62.0.2")}, []spec.Network{internal})},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p, err := c.mode.Plan(c.s, c.f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.Owner = "sandbox/web"
+			golden(t, c.name, p)
+		})
+	}
+	golden(t, "network", modes.Network(app, 83))
+	golden(t, "network-internal", modes.Network(internal, 83))
+	golden(t, "hostplan-docker", modes.HostPlan("0", "DOCKER-USER"))
+}
+
+func golden(t *testing.T, name string, p plan.Plan) {
+	t.Helper()
+	var b bytes.Buffer
+	if err := p.WriteText(&b); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join("testdata", name+".golden")
+	if *update {
+		if err := os.WriteFile(file, b.Bytes(), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(string(want), b.String()); d != "" {
+		t.Errorf("%s (-want +got; -update to accept):\n%s", file, d)
+	}
+}
+
+func TestIncompleteFactsAreRefused(t *testing.T) {
+	if _, err := (modes.Bridge{}).Plan(spec.Sandbox{}, spec.Facts{}); err == nil {
+		t.Error("bridge planned without an endpoint")
+	}
+	if _, err := (modes.Container{}).Plan(spec.Sandbox{}, spec.Facts{}); err == nil {
+		t.Error("container planned without a namespace to join")
+	}
+}
+
+func TestMAC(t *testing.T) {
+	if got := modes.MAC(netip.MustParseAddr("172.30.1.254")); got != "02:42:ac:1e:01:fe" {
+		t.Errorf("MAC = %s", got)
+	}
+}

@@ -1,0 +1,376 @@
+// Package sandbox manages the sandboxes and networks of one host: it decides
+// which address and port each gets, asks a mode for the plan and has the
+// engine apply it, runs commands inside, and cleans up after commands that
+// were killed.
+//
+// It changes nothing in the kernel itself (package reconcile does, through its
+// Kernel), and knows nothing of how a mode networks a sandbox.
+package sandbox
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/sandnet/sandnet/internal/plan"
+	"github.com/sandnet/sandnet/internal/reconcile"
+	"github.com/sandnet/sandnet/internal/record"
+	"github.com/sandnet/sandnet/internal/spec"
+)
+
+// Mode turns a request and the facts into a plan. It is pure.
+type Mode interface {
+	Name() string
+	Plan(s spec.Sandbox, f spec.Facts) (plan.Plan, error)
+}
+
+// Facts is what the manager asks about the machine.
+type Facts interface {
+	// Taken lists the prefixes in use by addresses and routes of links that
+	// skip does not name.
+	Taken(skip func(link string) bool) ([]netip.Prefix, error)
+	// HasAddr and HasLink look at the host's own addresses and links.
+	HasAddr(ip netip.Addr) (bool, error)
+	HasLink(name string) (exists, ours bool, err error)
+	// ForeignForward is the iptables chain that would drop our packets, if any.
+	ForeignForward() (chain string, err error)
+	// ProbePort binds a port until release; EADDRINUSE if somebody has it.
+	ProbePort(proto string, ip netip.Addr, port uint16) (release func(), err error)
+}
+
+// Processes is what the manager asks about processes.
+type Processes interface {
+	// Run runs a command in a sandbox.
+	Run(p spec.Process) (code int, err error)
+	// Holders are the processes in a pinned namespace; KillHolders ends them.
+	Holders(path string) []int
+	KillHolders(path string) error
+	// ProcessStart tells a process from a later one with its PID; 0 if it is gone.
+	ProcessStart(pid int) uint64
+}
+
+// Host is the machine.
+type Host interface {
+	reconcile.Kernel
+	Facts
+	Processes
+}
+
+// Manager is one host's sandboxes and networks. It is for one goroutine;
+// any number of processes may work on the same host at once.
+type Manager struct {
+	paths  Paths
+	host   Host
+	store  *record.Store
+	engine *reconcile.Engine
+	modes  map[string]Mode
+	log    *slog.Logger
+}
+
+// New returns the manager of the host at p; it neither reads nor changes
+// anything yet.
+func New(p Paths, h Host, log *slog.Logger, modes ...Mode) *Manager {
+	store := record.New(p.Run)
+	m := &Manager{paths: p, host: h, store: store, log: log, modes: map[string]Mode{},
+		engine: &reconcile.Engine{Kernel: h, Store: store}}
+	for _, mode := range modes {
+		m.modes[mode.Name()] = mode
+	}
+	return m
+}
+
+// NotFoundError says that there is no such sandbox or network.
+type NotFoundError struct{ What, Ref string }
+
+func (e *NotFoundError) Error() string { return fmt.Sprintf("no such %s: %s", e.What, e.Ref) }
+
+// HintError is an error with a known cure.
+type HintError struct {
+	Err error
+	// Cure is one line for the user.
+	Cure string
+}
+
+func (e *HintError) Error() string { return e.Err.Error() }
+func (e *HintError) Unwrap() error { return e.Err }
+
+// Hint is the cure.
+func (e *HintError) Hint() string { return e.Cure }
+
+// ErrNotRoot says that the command needs root's rights.
+var ErrNotRoot = errors.New("permission denied: sandnet needs root")
+
+// meta is what a sandbox's record says beside its plan.
+type meta struct {
+	Spec      spec.Sandbox    `json:"spec"`
+	Netns     string          `json:"netns"`
+	Created   time.Time       `json:"created"`
+	Endpoints []spec.Endpoint `json:"endpoints"`
+	// PID and Start (clock ticks since boot) are of the command of `run`.
+	PID   int    `json:"pid,omitempty"`
+	Start uint64 `json:"start,omitempty"`
+}
+
+// View is a sandbox as `inspect` shows it.
+type View struct {
+	ID        string            `json:"id"`
+	Name      string            `json:"name"`
+	Mode      string            `json:"mode"`
+	Netns     string            `json:"netns"`
+	PID       int               `json:"pid"`
+	Created   time.Time         `json:"created"`
+	Status    string            `json:"status"`
+	Labels    map[string]string `json:"labels"`
+	Endpoints []spec.Endpoint   `json:"endpoints"`
+}
+
+func (m *Manager) view(md meta) View {
+	v := View{ID: md.Spec.ID, Name: md.Spec.Name, Mode: modeName(md.Spec), Netns: md.Netns, Created: md.Created,
+		Status: "created", Labels: md.Spec.Labels, Endpoints: md.Endpoints}
+	if md.PID != 0 {
+		v.Status = "exited"
+		if m.running(md) {
+			v.Status, v.PID = "running", md.PID
+		}
+	}
+	if v.Labels == nil {
+		v.Labels = map[string]string{}
+	}
+	if v.Endpoints == nil {
+		v.Endpoints = []spec.Endpoint{}
+	}
+	return v
+}
+
+func (m *Manager) running(md meta) bool {
+	return md.PID != 0 && md.Start != 0 && m.host.ProcessStart(md.PID) == md.Start
+}
+
+// modeName is the mode as the user writes it.
+func modeName(s spec.Sandbox) string {
+	switch s.Mode {
+	case spec.ModeContainer:
+		return "container:" + s.Join
+	case spec.ModeBridge:
+		names := make([]string, len(s.Attach))
+		for i, a := range s.Attach {
+			names[i] = a.Network
+		}
+		return strings.Join(names, ",")
+	}
+	return string(s.Mode)
+}
+
+const ownerPrefix = "sandbox/"
+
+// begin prepares the state directory and cleans up after commands that were
+// killed. Every method but Plan starts with it.
+func (m *Manager) begin(ctx context.Context) error {
+	if !m.paths.isRoot() {
+		return &HintError{ErrNotRoot, "run it as root, for example with sudo"}
+	}
+	if err := m.store.Prepare(); err != nil {
+		return fmt.Errorf("state directory: %w", err)
+	}
+	interrupted, err := m.store.Interrupted()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	_, host := interrupted["host"]
+	for owner, unlock := range interrupted {
+		defer unlock()
+		m.log.Warn("cleaning up after a command that was killed", "owner", owner)
+		errs = append(errs, m.recover(ctx, owner, host))
+	}
+	abandoned, err := m.store.Abandoned()
+	errs = append(errs, err)
+	for owner, release := range abandoned {
+		m.log.Warn("removing a sandbox whose run was killed", "owner", owner)
+		errs = append(errs, m.discard(ctx, strings.TrimPrefix(owner, ownerPrefix)))
+		release()
+	}
+	return errors.Join(errs...)
+}
+
+// recover finishes what a killed command left of owner, which is locked. A
+// sandbox is removed: its making was not finished, or its removal was not. A
+// network is what its definition says: the file is written last and removed
+// first. Without the host's lock, what networks share is left to the next one.
+func (m *Manager) recover(ctx context.Context, owner string, hostLocked bool) error {
+	if name, ok := strings.CutPrefix(owner, ownerPrefix); ok {
+		return m.dropSandbox(ctx, name)
+	}
+	if name, ok := strings.CutPrefix(owner, "network/"); ok {
+		if _, err := m.loadNetwork(name); err == nil {
+			return nil // what is missing is made on demand
+		}
+		if err := m.engine.Remove(ctx, owner); err != nil {
+			return err
+		}
+		if err := os.RemoveAll(m.paths.ipam(name)); err != nil {
+			return err
+		}
+	}
+	if !hostLocked {
+		return nil
+	}
+	return m.dropHostIfUnused(ctx)
+}
+
+// dropSandbox removes everything of a sandbox. The caller has its lock.
+func (m *Manager) dropSandbox(ctx context.Context, name string) error {
+	owner := ownerPrefix + name
+	var nets []string
+	if md, _, err := m.load(name); err == nil {
+		for _, a := range md.Spec.Attach {
+			nets = append(nets, a.Network)
+		}
+	} else if errors.Is(err, fs.ErrNotExist) {
+		nets = m.pools() // killed before the record: any network may be meant
+	} else {
+		return err
+	}
+	if err := m.engine.Remove(ctx, owner); err != nil {
+		return err
+	}
+	var errs []error
+	for _, n := range nets {
+		errs = append(errs, m.releaseOwner(n, name))
+	}
+	return errors.Join(errs...)
+}
+
+// discard ends a sandbox with all its processes.
+func (m *Manager) discard(ctx context.Context, name string) error {
+	unlock, err := m.store.Lock(ctx, ownerPrefix+name)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if md, _, err := m.load(name); err == nil {
+		if err := m.killAll(md); err != nil {
+			return err
+		}
+	}
+	return m.dropSandbox(ctx, name)
+}
+
+// killAll ends the sandbox's command and everything else in a namespace that
+// is the sandbox's alone.
+func (m *Manager) killAll(md meta) error {
+	if m.running(md) {
+		if p, err := os.FindProcess(md.PID); err == nil {
+			_ = p.Kill()
+		}
+	}
+	if md.Spec.Mode == spec.ModeBridge || md.Spec.Mode == spec.ModeNone {
+		return m.host.KillHolders(md.Netns)
+	}
+	return nil
+}
+
+// load reads a sandbox's record.
+func (m *Manager) load(name string) (meta, plan.Plan, error) {
+	var md meta
+	p, err := m.store.Load(ownerPrefix + name)
+	if err != nil {
+		return md, p, err
+	}
+	if err := json.Unmarshal(p.Meta, &md); err != nil {
+		return md, p, fmt.Errorf("record of sandbox %s: %w", name, err)
+	}
+	return md, p, nil
+}
+
+// resolve finds a sandbox by name, ID or unambiguous beginning of an ID.
+func (m *Manager) resolve(ref string) (string, error) {
+	if err := spec.CheckName("sandbox", ref); err != nil {
+		return "", err
+	}
+	if m.store.Has(ownerPrefix + ref) {
+		return ref, nil
+	}
+	entries, err := os.ReadDir(m.paths.ids())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	found := ""
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), ref) {
+			continue
+		}
+		name, err := os.Readlink(filepath.Join(m.paths.ids(), e.Name()))
+		if err != nil || !m.store.Has(ownerPrefix+name) {
+			continue
+		}
+		if found != "" {
+			return "", fmt.Errorf("ID %s is ambiguous: it begins the IDs of %s and %s", ref, found, name)
+		}
+		found = name
+	}
+	if found == "" {
+		return "", &NotFoundError{"sandbox", ref}
+	}
+	return found, nil
+}
+
+// Get returns a sandbox by name, ID or unambiguous beginning of an ID.
+func (m *Manager) Get(ctx context.Context, ref string) (View, error) {
+	if err := m.begin(ctx); err != nil {
+		return View{}, err
+	}
+	name, err := m.resolve(ref)
+	if err != nil {
+		return View{}, err
+	}
+	md, _, err := m.load(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return View{}, &NotFoundError{"sandbox", ref}
+	}
+	return m.view(md), err
+}
+
+// List returns all sandboxes, sorted by name.
+func (m *Manager) List(ctx context.Context) ([]View, error) {
+	if err := m.begin(ctx); err != nil {
+		return nil, err
+	}
+	all, err := m.all()
+	views := make([]View, len(all))
+	for i, md := range all {
+		views[i] = m.view(md)
+	}
+	return views, err
+}
+
+func (m *Manager) all() ([]meta, error) {
+	owners, err := m.store.Owners()
+	if err != nil {
+		return nil, err
+	}
+	var out []meta
+	for _, owner := range owners {
+		name, ok := strings.CutPrefix(owner, ownerPrefix)
+		if !ok {
+			continue
+		}
+		md, _, err := m.load(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, md)
+	}
+	return out, nil
+}

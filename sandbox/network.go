@@ -1,0 +1,462 @@
+package sandbox
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/sandnet/sandnet/internal/crash"
+	"github.com/sandnet/sandnet/internal/plan"
+	"github.com/sandnet/sandnet/internal/record"
+	"github.com/sandnet/sandnet/internal/spec"
+	"github.com/sandnet/sandnet/modes"
+)
+
+const (
+	defaultBridge = "sandnet0"
+	defaultMTU    = 1500
+)
+
+func networkOwner(name string) string { return "network/" + name }
+
+// loadNetwork reads a network's definition; *NotFoundError if there is none.
+func (m *Manager) loadNetwork(name string) (spec.Network, error) {
+	var n spec.Network
+	data, err := os.ReadFile(m.paths.network(name))
+	if errors.Is(err, fs.ErrNotExist) || m.unprivileged(err) {
+		return n, &NotFoundError{"network", name}
+	}
+	if err != nil {
+		return n, err
+	}
+	if err := json.Unmarshal(data, &n); err != nil {
+		return n, fmt.Errorf("definition of network %s: %w", name, err)
+	}
+	return n, nil
+}
+
+// findNetwork is loadNetwork that knows the default network before its first
+// use; fresh says that the definition is not saved yet.
+func (m *Manager) findNetwork(name string) (n spec.Network, fresh bool, err error) {
+	n, err = m.loadNetwork(name)
+	var missing *NotFoundError
+	if !errors.As(err, &missing) || name != spec.DefaultNetwork {
+		return n, false, err
+	}
+	n, err = m.complete(spec.Network{Name: spec.DefaultNetwork, Bridge: defaultBridge})
+	return n, true, err
+}
+
+// complete fills in what the user left open of a new network and refuses what
+// the host has in use already.
+func (m *Manager) complete(n spec.Network) (spec.Network, error) {
+	others, err := m.definitions()
+	if err != nil {
+		return n, err
+	}
+	bridges := map[string]bool{n.Bridge: true}
+	var taken []netip.Prefix
+	for _, o := range others {
+		bridges[o.Bridge] = true
+		taken = append(taken, o.Subnets...)
+		for _, mine := range n.Subnets {
+			for _, theirs := range o.Subnets {
+				if mine.Overlaps(theirs) {
+					return n, &spec.InputError{What: "subnet", Value: mine.String(), Why: fmt.Sprintf("it overlaps network %s (%s)", o.Name, theirs)}
+				}
+			}
+		}
+		if o.Bridge == n.Bridge {
+			return n, &spec.InputError{What: "bridge", Value: n.Bridge, Why: "network " + o.Name + " has it"}
+		}
+	}
+	routes, err := m.host.Taken(func(link string) bool { return bridges[link] })
+	if err != nil {
+		return n, err
+	}
+	for _, mine := range n.Subnets {
+		for _, r := range routes {
+			if mine.Overlaps(r) {
+				return n, &spec.InputError{What: "subnet", Value: mine.String(), Why: fmt.Sprintf("it overlaps %s, which the host has an address in or a route to", r)}
+			}
+		}
+	}
+	if len(n.Subnets) == 0 {
+		pools := UserPools()
+		if n.Name == spec.DefaultNetwork {
+			pools = DefaultPools()
+		}
+		free, err := PickSubnet(pools, append(taken, routes...))
+		if err != nil {
+			return n, err
+		}
+		n.Subnets = []netip.Prefix{free}
+	}
+	for len(n.Gateways) < len(n.Subnets) {
+		n.Gateways = append(n.Gateways, spec.FirstHost(n.Subnets[len(n.Gateways)]))
+	}
+	if n.Bridge == "" {
+		n.Bridge = spec.BridgeName(n.Name)
+	}
+	if n.MTU == 0 {
+		n.MTU = defaultMTU
+	}
+	n.Created = time.Now().UTC().Truncate(time.Second)
+	if exists, ours, err := m.host.HasLink(n.Bridge); err != nil {
+		return n, err
+	} else if exists && m.paths.isRoot() && !(ours && m.store.Has(networkOwner(n.Name))) {
+		return n, &spec.InputError{What: "bridge", Value: n.Bridge, Why: "the host has a link of that name"}
+	}
+	return n, nil
+}
+
+// unprivileged: `sandnet plan` works without root, on what it may see.
+func (m *Manager) unprivileged(err error) bool {
+	return errors.Is(err, fs.ErrPermission) && !m.paths.isRoot()
+}
+
+// definitions are all saved networks, sorted by name.
+func (m *Manager) definitions() ([]spec.Network, error) {
+	entries, err := os.ReadDir(m.paths.networks())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !m.unprivileged(err) {
+		return nil, err
+	}
+	var out []spec.Network
+	for _, e := range entries {
+		name, ok := strings.CutSuffix(e.Name(), ".json")
+		if !ok || strings.HasPrefix(name, ".") {
+			continue
+		}
+		n, err := m.loadNetwork(name)
+		var missing *NotFoundError
+		if errors.As(err, &missing) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, n)
+	}
+	return out, nil
+}
+
+// CreateNetwork makes a network and returns it with everything filled in.
+func (m *Manager) CreateNetwork(ctx context.Context, n spec.Network) (spec.Network, error) {
+	if err := m.begin(ctx); err != nil {
+		return n, err
+	}
+	// Two networks made at once must not be given the same subnet.
+	unlock, err := m.store.Lock(ctx, "host")
+	if err != nil {
+		return n, err
+	}
+	defer unlock()
+	if _, err := m.loadNetwork(n.Name); err == nil {
+		return n, &spec.InputError{What: "network name", Value: n.Name, Why: "there is a network of that name"}
+	}
+	if n, err = m.complete(n); err != nil {
+		return n, err
+	}
+	return n, m.makeNetwork(ctx, n, true)
+}
+
+// makeNetwork makes the host's and the network's kernel objects and then, for
+// a fresh network, saves the definition. The caller has the host's lock.
+func (m *Manager) makeNetwork(ctx context.Context, n spec.Network, fresh bool) error {
+	if err := m.makeHost(ctx); err != nil {
+		return err
+	}
+	want := modes.Network(n, m.paths.Mark)
+	if m.store.Same(want) {
+		if exists, _, err := m.host.HasLink(n.Bridge); err != nil || exists {
+			return err
+		}
+	}
+	unlock, err := m.store.Lock(ctx, want.Owner)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	_, err = m.engine.Apply(ctx, want)
+	if err == nil && fresh {
+		err = m.saveNetwork(n)
+	}
+	if err != nil && fresh {
+		return errors.Join(err, m.dropNetwork(context.WithoutCancel(ctx), n.Name))
+	}
+	return err
+}
+
+func (m *Manager) saveNetwork(n spec.Network) error {
+	data, err := json.MarshalIndent(n, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(m.paths.networks(), 0o700); err != nil {
+		return err
+	}
+	return record.WriteFile(m.paths.network(n.Name), append(data, '\n'), true)
+}
+
+// makeHost makes what all networks share. If the rules were lost (an admin's
+// `nft flush ruleset`), everybody's elements are put back. The caller has the
+// host's lock.
+func (m *Manager) makeHost(ctx context.Context) error {
+	want, recorded, err := m.hostPlan()
+	if err != nil {
+		return err
+	}
+	if !recorded {
+		_, err = m.engine.Apply(ctx, want)
+		return err
+	}
+	changed, err := m.host.Ensure(ctx, want.Objects)
+	if err != nil || changed == 0 {
+		return err
+	}
+	owners, err := m.store.Owners()
+	if err != nil {
+		return err
+	}
+	for _, owner := range owners {
+		p, err := m.store.Load(owner)
+		if err != nil || owner == want.Owner {
+			continue // gone meanwhile
+		}
+		if _, err := m.host.Ensure(ctx, p.Objects); err != nil {
+			m.log.Warn("cannot mend", "owner", owner, "error", err)
+		}
+	}
+	return nil
+}
+
+// hostPlan is the plan of what all networks share; recorded says that it is
+// the one in the record.
+func (m *Manager) hostPlan() (p plan.Plan, recorded bool, err error) {
+	foreign, err := m.host.ForeignForward()
+	if err != nil {
+		m.log.Warn("cannot tell whether another firewall drops forwarded packets", "error", err)
+	}
+	for _, restore := range []string{"0", ""} {
+		if p := modes.HostPlan(restore, foreign); m.store.Same(p) {
+			return p, true, nil
+		}
+	}
+	old, err := m.store.Load("host")
+	switch {
+	case err == nil:
+		// What ip_forward was before sandnet is what the first record says.
+		for _, o := range old.Objects {
+			if s, ok := o.(plan.Sysctl); ok && s.Name == modes.Forwarding {
+				return modes.HostPlan(s.Restore, foreign), false, nil
+			}
+		}
+	case !errors.Is(err, fs.ErrNotExist) && !m.unprivileged(err):
+		return p, false, err
+	}
+	b, err := os.ReadFile("/proc/sys/" + modes.Forwarding)
+	if err != nil {
+		return p, false, err
+	}
+	restore := ""
+	if strings.TrimSpace(string(b)) == "0" {
+		restore = "0"
+	}
+	return modes.HostPlan(restore, foreign), false, nil
+}
+
+// realize makes sure that a network is there: made on its first use and after
+// a reboot, mended where its rules were flushed or its bridge was deleted.
+func (m *Manager) realize(ctx context.Context, n spec.Network, fresh bool) (spec.Network, error) {
+	unlock, err := m.store.Lock(ctx, "host")
+	if err != nil {
+		return n, err
+	}
+	defer unlock()
+	if fresh {
+		// Another process may have been faster, or have taken the subnet.
+		if n, fresh, err = m.findNetwork(n.Name); err != nil {
+			return n, err
+		}
+	}
+	return n, m.makeNetwork(ctx, n, fresh)
+}
+
+// PruneNetworks removes the user-defined networks without sandboxes.
+func (m *Manager) PruneNetworks(ctx context.Context) ([]string, error) {
+	if err := m.begin(ctx); err != nil {
+		return nil, err
+	}
+	all, err := m.definitions()
+	if err != nil {
+		return nil, err
+	}
+	var removed []string
+	for _, n := range all {
+		if n.Name == spec.DefaultNetwork {
+			continue
+		}
+		err := m.removeNetwork(ctx, n.Name)
+		var busy *InUseError
+		if errors.As(err, &busy) {
+			continue
+		}
+		if err != nil {
+			return removed, err
+		}
+		removed = append(removed, n.Name)
+	}
+	return removed, nil
+}
+
+// InUseError says that a network cannot go while sandboxes are on it.
+type InUseError struct {
+	Network string
+	By      []string
+}
+
+func (e *InUseError) Error() string {
+	return fmt.Sprintf("network %s is in use by %s", e.Network, strings.Join(e.By, ", "))
+}
+
+// RemoveNetwork removes a network without sandboxes. The default network, too,
+// can be removed; it comes back with its next use.
+func (m *Manager) RemoveNetwork(ctx context.Context, name string) error {
+	if err := m.begin(ctx); err != nil {
+		return err
+	}
+	if err := spec.CheckName("network name", name); err != nil {
+		return err
+	}
+	return m.removeNetwork(ctx, name)
+}
+
+func (m *Manager) removeNetwork(ctx context.Context, name string) error {
+	unlock, err := m.store.Lock(ctx, "host")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	unlockNet, err := m.store.Lock(ctx, networkOwner(name))
+	if err != nil {
+		return err
+	}
+	defer unlockNet()
+	n, err := m.loadNetwork(name)
+	if err != nil {
+		return err
+	}
+	if err := m.unused(n); err != nil {
+		return err
+	}
+	crash.Point("network definition remove")
+	if err := os.Remove(m.paths.network(name)); err != nil {
+		return err
+	}
+	// A sandbox that was allocated an address just now looks for the definition
+	// afterwards: either it is seen here, or it sees that the network is gone.
+	if err := m.unused(n); err != nil {
+		return errors.Join(err, m.saveNetwork(n))
+	}
+	return m.dropNetwork(ctx, name)
+}
+
+func (m *Manager) unused(n spec.Network) error {
+	used, err := OpenPool(m.paths.ipam(n.Name), n).InUse()
+	if err != nil || len(used) == 0 {
+		return err
+	}
+	by := map[string]bool{}
+	for _, a := range used {
+		by[a.Owner] = true
+	}
+	names := make([]string, 0, len(by))
+	for name := range by {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	if len(names) > 5 {
+		names = append(names[:5], fmt.Sprintf("and %d more", len(names)-5))
+	}
+	return &InUseError{n.Name, names}
+}
+
+// dropNetwork removes a network's kernel objects and, with the last network,
+// the host's. The caller has both locks.
+func (m *Manager) dropNetwork(ctx context.Context, name string) error {
+	if err := m.engine.Remove(ctx, networkOwner(name)); err != nil {
+		return err
+	}
+	crash.Point("network pool remove")
+	if err := os.RemoveAll(m.paths.ipam(name)); err != nil {
+		return err
+	}
+	return m.dropHostIfUnused(ctx)
+}
+
+func (m *Manager) dropHostIfUnused(ctx context.Context) error {
+	owners, err := m.store.Owners()
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(owners, func(o string) bool { return strings.HasPrefix(o, "network/") }) {
+		return nil
+	}
+	return m.engine.Remove(ctx, "host")
+}
+
+// pools are the networks that have addresses handed out.
+func (m *Manager) pools() []string {
+	entries, _ := os.ReadDir(filepath.Dir(m.paths.ipam("x")))
+	var out []string
+	for _, e := range entries {
+		out = append(out, e.Name())
+	}
+	return out
+}
+
+func (m *Manager) releaseOwner(network, owner string) error {
+	return OpenPool(m.paths.ipam(network), spec.Network{Name: network}).ReleaseOwner(owner)
+}
+
+// Networks returns all networks, sorted by name; the default one is among them
+// from its first use.
+func (m *Manager) Networks(ctx context.Context) ([]spec.Network, error) {
+	if err := m.begin(ctx); err != nil {
+		return nil, err
+	}
+	return m.definitions()
+}
+
+// GetNetwork returns a network and the sandboxes on it.
+func (m *Manager) GetNetwork(ctx context.Context, name string) (spec.Network, []View, error) {
+	if err := m.begin(ctx); err != nil {
+		return spec.Network{}, nil, err
+	}
+	if err := spec.CheckName("network name", name); err != nil {
+		return spec.Network{}, nil, err
+	}
+	n, err := m.loadNetwork(name)
+	if err != nil {
+		return n, nil, err
+	}
+	all, err := m.all()
+	if err != nil {
+		return n, nil, err
+	}
+	var on []View
+	for _, md := range all {
+		if slices.ContainsFunc(md.Endpoints, func(e spec.Endpoint) bool { return e.Network == name }) {
+			on = append(on, m.view(md))
+		}
+	}
+	return n, on, nil
+}

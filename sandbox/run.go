@@ -1,0 +1,153 @@
+package sandbox
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sandnet/sandnet/internal/spec"
+	"github.com/sandnet/sandnet/modes"
+)
+
+// Run makes a sandbox and runs a command in it. In the foreground it returns
+// the command's exit code, and the sandbox is gone: should this process be
+// killed, the next command removes it. Detached, it returns once the command
+// runs, and the sandbox stays until it is removed.
+func (m *Manager) Run(ctx context.Context, s spec.Sandbox, p spec.Process) (v View, code int, err error) {
+	if err := m.begin(ctx); err != nil {
+		return v, 0, err
+	}
+	if err := identify(&s); err != nil {
+		return v, 0, err
+	}
+	if m.store.Has(ownerPrefix + s.Name) {
+		return v, 0, duplicate(s.Name)
+	}
+	if p.Detach {
+		p.Stdin, p.Stdout, p.Stderr = nil, nil, nil
+	} else {
+		release, err := m.store.Attach(ownerPrefix + s.Name)
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return v, 0, duplicate(s.Name)
+		}
+		if err != nil {
+			return v, 0, err
+		}
+		defer release()
+	}
+	if v, err = m.create(ctx, s); err != nil {
+		return v, 0, err
+	}
+	p.Netns, p.EtcDir, p.Hostname = v.Netns, m.paths.etc(s.Name), m.hostname(s)
+	p.Started = func(pid int) error { return m.started(ctx, s.Name, pid) }
+	code, err = m.host.Run(p)
+	if err != nil || !p.Detach {
+		err = errors.Join(err, m.discard(context.WithoutCancel(ctx), s.Name))
+	}
+	return v, code, err
+}
+
+// started puts the PID of the command into the record.
+func (m *Manager) started(ctx context.Context, name string, pid int) error {
+	unlock, err := m.store.Lock(ctx, ownerPrefix+name)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	md, p, err := m.load(name)
+	if err != nil {
+		return err
+	}
+	md.PID, md.Start = pid, m.host.ProcessStart(pid)
+	if p.Meta, err = json.Marshal(md); err != nil {
+		return err
+	}
+	return m.store.Save(p)
+}
+
+// hostname is what the command sees: with ModeContainer that of the sandbox it
+// joins.
+func (m *Manager) hostname(s spec.Sandbox) string {
+	switch s.Mode {
+	case spec.ModeHost:
+		return ""
+	case spec.ModeContainer:
+		name, err := m.resolve(s.Join)
+		if err != nil {
+			return ""
+		}
+		md, _, err := m.load(name)
+		if err != nil {
+			return ""
+		}
+		return m.hostname(md.Spec)
+	}
+	return modes.Hostname(s)
+}
+
+// Exec runs a command in a sandbox and returns its exit code.
+func (m *Manager) Exec(ctx context.Context, ref string, p spec.Process) (code int, err error) {
+	if err := m.begin(ctx); err != nil {
+		return 0, err
+	}
+	name, err := m.resolve(ref)
+	if err != nil {
+		return 0, err
+	}
+	md, _, err := m.load(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, &NotFoundError{"sandbox", ref}
+	}
+	if err != nil {
+		return 0, err
+	}
+	p.Netns, p.EtcDir, p.Hostname = md.Netns, m.paths.etc(name), m.hostname(md.Spec)
+	return m.host.Run(p)
+}
+
+// GC removes what no record names and what no living sandbox owns; it returns
+// a line for each thing, also with dryRun, which removes nothing.
+func (m *Manager) GC(ctx context.Context, dryRun bool) ([]string, error) {
+	if err := m.begin(ctx); err != nil {
+		return nil, err
+	}
+	orphans, err := m.engine.Sweep(ctx, dryRun)
+	lines := make([]string, 0, len(orphans))
+	for _, o := range orphans {
+		lines = append(lines, o.Key())
+	}
+	if err != nil {
+		return lines, err
+	}
+	for _, network := range m.pools() {
+		pool := OpenPool(m.paths.ipam(network), spec.Network{Name: network})
+		used, err := pool.InUse()
+		if err != nil {
+			return lines, err
+		}
+		for _, u := range used {
+			if m.store.Has(ownerPrefix+u.Owner) || m.store.Locked(ownerPrefix+u.Owner) {
+				continue
+			}
+			lines = append(lines, fmt.Sprintf("address %s of network %s", u.Addr, network))
+			if !dryRun {
+				if err := pool.Release(u.Owner, u.Addr); err != nil {
+					return lines, err
+				}
+			}
+		}
+	}
+	if dryRun {
+		return lines, nil
+	}
+	unlock, err := m.store.Lock(ctx, "host")
+	if err != nil {
+		return lines, err
+	}
+	defer unlock()
+	return lines, m.dropHostIfUnused(ctx)
+}

@@ -1,0 +1,457 @@
+package sandbox
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sandnet/sandnet/internal/plan"
+	"github.com/sandnet/sandnet/internal/spec"
+	"github.com/sandnet/sandnet/modes"
+)
+
+// Create makes a sandbox. Whatever fails, nothing of it is left.
+func (m *Manager) Create(ctx context.Context, s spec.Sandbox) (View, error) {
+	if err := m.begin(ctx); err != nil {
+		return View{}, err
+	}
+	return m.create(ctx, s)
+}
+
+func (m *Manager) create(ctx context.Context, s spec.Sandbox) (View, error) {
+	if err := identify(&s); err != nil {
+		return View{}, err
+	}
+	unlock, err := m.store.Lock(ctx, ownerPrefix+s.Name)
+	if err != nil {
+		return View{}, err
+	}
+	defer unlock()
+	if m.store.Has(ownerPrefix + s.Name) {
+		return View{}, duplicate(s.Name)
+	}
+	if _, err := os.Lstat(m.paths.netns(s.Name)); err == nil && s.Mode != spec.ModeHost {
+		return View{}, &spec.InputError{What: "name", Value: s.Name, Why: m.paths.netns(s.Name) + " exists and is not sandnet's"}
+	}
+	b := &build{m: m, s: s}
+	defer b.release()
+	if err := b.gather(ctx); err != nil {
+		return View{}, errors.Join(err, b.undo(ctx))
+	}
+	p, err := b.plan()
+	if err == nil {
+		_, err = m.engine.Apply(ctx, p)
+	}
+	if err != nil {
+		return View{}, errors.Join(err, b.undo(ctx))
+	}
+	return m.view(b.meta), nil
+}
+
+func duplicate(name string) error {
+	return &spec.InputError{What: "name", Value: name, Why: "there is a sandbox of that name",
+		Hint: "remove it with 'sandnet rm " + name + "', or choose another name"}
+}
+
+// identify gives the sandbox its ID, and a name if the user chose none.
+func identify(s *spec.Sandbox) error {
+	if s.ID == "" {
+		var b [32]byte
+		if _, err := rand.Read(b[:]); err != nil {
+			return err
+		}
+		s.ID = hex.EncodeToString(b[:])
+	}
+	if s.Name == "" {
+		s.Name = s.ID[:12]
+	}
+	return nil
+}
+
+// build collects what one new sandbox gets.
+type build struct {
+	m     *Manager
+	s     spec.Sandbox
+	meta  meta
+	facts spec.Facts
+	held  []func()
+	// dry allocates nothing: addresses and ports are what would be next.
+	dry bool
+}
+
+// release lets go of the sockets that kept the published ports free for us.
+func (b *build) release() {
+	for _, f := range b.held {
+		f()
+	}
+}
+
+// undo removes everything that may exist of the sandbox.
+func (b *build) undo(ctx context.Context) error {
+	ctx = context.WithoutCancel(ctx)
+	if err := b.m.engine.Remove(ctx, ownerPrefix+b.s.Name); err != nil {
+		return err
+	}
+	var errs []error
+	for _, a := range b.s.Attach {
+		errs = append(errs, b.m.releaseOwner(a.Network, b.s.Name))
+	}
+	return errors.Join(errs...)
+}
+
+// gather checks the request against the host and then allocates: whatever is
+// wrong with the request is found before anything is changed.
+func (b *build) gather(ctx context.Context) error {
+	m, s := b.m, b.s
+	b.facts = spec.Facts{
+		Netns: m.paths.netns(s.Name), EtcDir: m.paths.etc(s.Name), HostsDir: m.paths.hosts(),
+		IndexPath: filepath.Join(m.paths.ids(), s.ID), Mark: m.paths.Mark, HostResolv: hostResolv(),
+	}
+	b.meta = meta{Spec: s, Netns: b.facts.Netns, Created: time.Now().UTC().Truncate(time.Millisecond)}
+	switch s.Mode {
+	case spec.ModeHost:
+		b.meta.Netns = ""
+		return nil
+	case spec.ModeContainer:
+		return b.join()
+	case spec.ModeNone:
+		return nil
+	}
+	fresh := make([]bool, len(s.Attach))
+	b.facts.Networks = make([]spec.Network, len(s.Attach))
+	for i, a := range s.Attach {
+		n, isNew, err := m.findNetwork(a.Network)
+		var missing *NotFoundError
+		if errors.As(err, &missing) {
+			return &spec.InputError{What: "network", Value: a.Network, Why: "there is no such network",
+				Hint: "make it with 'sandnet network create " + a.Network + "', or see 'sandnet network ls'"}
+		}
+		if err != nil {
+			return err
+		}
+		b.facts.Networks[i], fresh[i] = n, isNew
+	}
+	ports, err := b.ports()
+	if err != nil {
+		return err
+	}
+	for i, a := range s.Attach {
+		ep, err := b.endpoint(ctx, i, a)
+		if err != nil {
+			return err
+		}
+		if i == 0 {
+			ep.Ports = ports
+		}
+		b.facts.Endpoints = append(b.facts.Endpoints, ep)
+	}
+	b.meta.Endpoints = b.facts.Endpoints
+	if b.dry {
+		return nil
+	}
+	for i, n := range b.facts.Networks {
+		made, err := m.realize(ctx, n, fresh[i])
+		if err != nil {
+			return err
+		}
+		if !fresh[i] {
+			// It may have been removed until the address was ours; see removeNetwork.
+			if _, err := m.loadNetwork(n.Name); err != nil {
+				return err
+			}
+		} else if made.Subnets[0] != n.Subnets[0] {
+			return fmt.Errorf("network %s: %s was taken meanwhile; try again", n.Name, n.Subnets[0])
+		}
+	}
+	return nil
+}
+
+// endpoint allocates the sandbox's place on its i-th network.
+func (b *build) endpoint(ctx context.Context, i int, a spec.Attachment) (spec.Endpoint, error) {
+	n := b.facts.Networks[i]
+	pool := OpenPool(b.m.paths.ipam(n.Name), n)
+	allocate := pool.Allocate
+	if b.dry {
+		allocate = pool.Peek
+	}
+	ip, err := allocate(ctx, b.s.Name, a.IP)
+	if err != nil {
+		return spec.Endpoint{}, err
+	}
+	ep := spec.Endpoint{
+		Network: n.Name, Interface: "eth" + strconv.Itoa(i), HostInterface: hostInterface(b.s.ID, i),
+		MAC: a.MAC, MTU: b.s.MTU, Aliases: a.Aliases, Ports: []spec.Port{},
+		Addresses: []netip.Prefix{netip.PrefixFrom(ip, n.Subnets[0].Bits())}, Gateways: []netip.Addr{n.Gateways[0]},
+	}
+	if ep.MAC == "" {
+		ep.MAC = modes.MAC(ip)
+	}
+	if ep.MTU == 0 {
+		ep.MTU = n.MTU
+	}
+	if ep.Aliases == nil {
+		ep.Aliases = []string{}
+	}
+	return ep, nil
+}
+
+// hostInterface is "sv", 11 digits of the ID and the endpoint's number:
+// within the 15 characters of an interface name.
+func hostInterface(id string, i int) string { return "sv" + id[:11] + strconv.FormatInt(int64(i), 36) }
+
+// join finds the namespace of ModeContainer.
+func (b *build) join() error {
+	m, ref := b.m, b.s.Join
+	name, err := m.resolve(ref)
+	var missing *NotFoundError
+	if errors.As(err, &missing) {
+		pid, numErr := strconv.Atoi(ref)
+		if numErr != nil || pid <= 0 {
+			return gone(ref, "there is no such sandbox or process")
+		}
+		b.facts.JoinPath = fmt.Sprintf("/proc/%d/ns/net", pid)
+		if _, err := os.Stat(b.facts.JoinPath); err != nil {
+			return gone(ref, "there is no such sandbox or process")
+		}
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	md, _, err := m.load(name)
+	if err != nil {
+		return err
+	}
+	if md.Netns == "" {
+		return gone(ref, "sandbox "+name+" has no namespace of its own; use --net host")
+	}
+	b.facts.JoinPath, b.facts.JoinEtcDir = md.Netns, m.paths.etc(name)
+	b.facts.JoinedPath = filepath.Join(m.paths.joined(name), b.s.Name)
+	return nil
+}
+
+func gone(ref, why string) error {
+	return &spec.InputError{What: "network mode", Value: "container:" + ref, Why: why}
+}
+
+// ports finds the host ports and keeps each bound until the kernel has its
+// reservation, so that nobody slips in between.
+func (b *build) ports() ([]spec.Port, error) {
+	out := make([]spec.Port, 0, len(b.s.Ports))
+	local := map[netip.Addr]bool{netip.IPv4Unspecified(): true, netip.IPv6Unspecified(): true}
+	for _, p := range b.s.Ports {
+		if p.HostIP.Is6() {
+			return nil, &spec.InputError{What: "published port", Value: p.String(), Why: "IPv6 is not supported yet"}
+		}
+		if !local[p.HostIP] {
+			ok, err := b.m.host.HasAddr(p.HostIP)
+			if err != nil {
+				return nil, err
+			}
+			if !ok {
+				return nil, &spec.InputError{What: "published port", Value: p.String(), Why: p.HostIP.String() + " is not an address of this host"}
+			}
+			local[p.HostIP] = true
+		}
+		port, err := b.port(p)
+		if err != nil {
+			return nil, err
+		}
+		p.HostPort, p.HostPortEnd = port, 0
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// port finds a free host port for p: the one it names, one of its range, or an
+// ephemeral one.
+func (b *build) port(p spec.Port) (uint16, error) {
+	first, last := p.HostPort, max(p.HostPort, p.HostPortEnd)
+	start := 0
+	if p.HostPort == 0 {
+		first, last = ephemeralRange()
+		start = int(time.Now().UnixNano() / 1000) // not always the lowest
+	}
+	n := int(last-first) + 1
+	for i := range n {
+		port := first + uint16((start+i)%n)
+		release, err := b.m.host.ProbePort(string(p.Proto), p.HostIP, port)
+		if err == nil {
+			b.held = append(b.held, release)
+			return port, nil
+		}
+		if b.m.unprivileged(err) {
+			return port, nil // below 1024; only root can tell
+		}
+		if !errors.Is(err, unix.EADDRINUSE) {
+			return 0, fmt.Errorf("published port %s: %w", p, err)
+		}
+	}
+	why := fmt.Sprintf("all host ports from %d to %d are in use", first, last)
+	if n == 1 {
+		why = "the host port is in use" + b.m.publisher(p)
+	}
+	return 0, &spec.InputError{What: "published port", Value: p.String(), Why: why}
+}
+
+// publisher names the sandbox that has a host port, if it is one of ours.
+func (m *Manager) publisher(p spec.Port) string {
+	all, err := m.all()
+	if err != nil {
+		return ""
+	}
+	for _, md := range all {
+		for _, ep := range md.Endpoints {
+			for _, q := range ep.Ports {
+				if q.HostPort == p.HostPort && q.Proto == p.Proto && (q.HostIP == p.HostIP || q.HostIP.IsUnspecified() || p.HostIP.IsUnspecified()) {
+					return " by sandbox " + md.Spec.Name
+				}
+			}
+		}
+	}
+	return ""
+}
+
+// ephemeralRange lies above the ports that the host itself hands out to
+// clients: those are chosen without bind(2), which a reservation would see.
+func ephemeralRange() (first, last uint16) {
+	first, last = 49153, 65535
+	b, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	if err != nil {
+		return first, last
+	}
+	f := strings.Fields(string(b))
+	if len(f) == 2 {
+		if high, err := strconv.ParseUint(f[1], 10, 16); err == nil && high >= 49152 && high < 65000 {
+			first = uint16(high) + 1
+		}
+	}
+	return first, last
+}
+
+// hostResolv is the host's resolv.conf; where that only names systemd's stub,
+// which is on a loopback address, the file behind it.
+func hostResolv() string {
+	b, _ := os.ReadFile("/etc/resolv.conf")
+	if strings.Contains(string(b), "nameserver 127.0.0.53") {
+		if real, err := os.ReadFile("/run/systemd/resolve/resolv.conf"); err == nil {
+			return string(real)
+		}
+	}
+	return string(b)
+}
+
+func (b *build) plan() (plan.Plan, error) {
+	mode, ok := b.m.modes[string(b.s.Mode)]
+	if !ok {
+		return plan.Plan{}, fmt.Errorf("no mode %q", b.s.Mode)
+	}
+	p, err := mode.Plan(b.s, b.facts)
+	if err != nil {
+		return p, err
+	}
+	p.Owner = ownerPrefix + b.s.Name
+	p.Meta, err = json.Marshal(b.meta)
+	return p, err
+}
+
+// Plan is what Create would do, as plans of the host, the networks and the
+// sandbox, without what exists already. It needs no rights and changes nothing.
+func (m *Manager) Plan(ctx context.Context, s spec.Sandbox) ([]plan.Plan, error) {
+	if err := identify(&s); err != nil {
+		return nil, err
+	}
+	if m.store.Has(ownerPrefix + s.Name) {
+		return nil, duplicate(s.Name)
+	}
+	b := &build{m: m, s: s, dry: true}
+	defer b.release()
+	if err := b.gather(ctx); err != nil {
+		return nil, err
+	}
+	p, err := b.plan()
+	if err != nil {
+		return nil, err
+	}
+	var plans []plan.Plan
+	if len(b.facts.Networks) > 0 && !m.store.Has("host") {
+		host, _, err := m.hostPlan()
+		if err != nil {
+			return nil, err
+		}
+		plans = append(plans, host)
+	}
+	for _, n := range b.facts.Networks {
+		if !m.store.Has(networkOwner(n.Name)) {
+			plans = append(plans, modes.Network(n, m.paths.Mark))
+		}
+	}
+	return append(plans, p), nil
+}
+
+// Remove removes a sandbox. One whose command runs, or that others have
+// joined, is removed only by force; its processes are killed then.
+func (m *Manager) Remove(ctx context.Context, ref string, force bool) error {
+	if err := m.begin(ctx); err != nil {
+		return err
+	}
+	name, err := m.resolve(ref)
+	if err != nil {
+		return err
+	}
+	return m.remove(ctx, name, force)
+}
+
+func (m *Manager) remove(ctx context.Context, name string, force bool) error {
+	unlock, err := m.store.Lock(ctx, ownerPrefix+name)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	md, p, err := m.load(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return &NotFoundError{"sandbox", name}
+	}
+	if err != nil {
+		return err
+	}
+	joined, err := os.ReadDir(m.paths.joined(name))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	switch {
+	case force:
+		if err := m.killAll(md); err != nil {
+			return err
+		}
+	case m.running(md):
+		return &HintError{fmt.Errorf("sandbox %s is running", name), "stop its command first, or use 'sandnet rm -f " + name + "'"}
+	case len(joined) > 0:
+		return &HintError{fmt.Errorf("sandbox %s is joined by %s", name, joined[0].Name()), "remove that first, or use 'sandnet rm -f " + name + "'"}
+	}
+	if len(joined) > 0 {
+		// Their pins keep the namespace, and so the links, alive.
+		var links []plan.Object
+		for _, o := range p.Objects {
+			if o.Kind() == plan.KindLink {
+				links = append(links, o)
+			}
+		}
+		if err := m.host.Delete(ctx, links); err != nil {
+			return err
+		}
+	}
+	return m.dropSandbox(ctx, name)
+}

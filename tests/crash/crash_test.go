@@ -1,0 +1,211 @@
+// Package crash kills sandnet at every instant between two of its changes, one
+// after another, and checks that after the next command the operation has
+// either happened or not: nothing in between is left, and nothing that belongs
+// to nobody. It contains nothing but tests.
+package crash
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/sandnet/sandnet/tests/lab"
+)
+
+func TestMain(m *testing.M) { lab.Main(m, lab.Crashing) }
+
+// operation is what gets killed. It makes or removes one thing, the target: the
+// sandbox x, or the network n.
+type operation struct {
+	name   string
+	target []string
+	// stage is done once; the host keeps it.
+	stage [][]string
+	// setup is done before each try: for a removal, what it removes.
+	setup []string
+	run   []string
+}
+
+var (
+	sandbox = []string{"inspect", "x"}
+	network = []string{"network", "inspect", "n"}
+	newNet  = []string{"network", "create", "n", "--subnet", "10.61.0.0/24", "--bridge", "br-n"}
+	named   = []string{"create", "--name", "x", "--net", "n", "--network-alias", "y", "--add-host", "z:10.1.2.3", "-p", "8080:80", "-p", "8080:80/udp"}
+	joined  = []string{"create", "--name", "x", "--net", "container:y"}
+)
+
+var operations = []operation{
+	{name: "create", target: sandbox, run: []string{"create", "--name", "x"}},
+	{name: "create published", target: sandbox, run: []string{"create", "--name", "x", "-p", "8080:80", "-p", "127.0.0.1:8081:81/udp"}},
+	{name: "create named", target: sandbox, stage: [][]string{newNet}, run: named},
+	{name: "create on two", target: sandbox, stage: [][]string{newNet}, run: []string{"create", "--name", "x", "--net", "n", "--net", "bridge"}},
+	{name: "create joined", target: sandbox, stage: [][]string{{"create", "--name", "y"}}, run: joined},
+	{name: "create none", target: sandbox, run: []string{"create", "--name", "x", "--net", "none"}},
+	{name: "run", target: sandbox, run: []string{"run", "--name", "x", "-p", "8080:80", "--", "true"}},
+	{name: "rm", target: sandbox, setup: []string{"create", "--name", "x", "-p", "8080:80"}, run: []string{"rm", "x"}},
+	{name: "rm named", target: sandbox, stage: [][]string{newNet}, setup: named, run: []string{"rm", "x"}},
+	{name: "rm joined", target: sandbox, stage: [][]string{{"create", "--name", "y"}}, setup: joined, run: []string{"rm", "x"}},
+	{name: "network create", target: network, run: newNet},
+	{name: "network rm", target: network, setup: newNet, run: []string{"network", "rm", "n"}},
+}
+
+// limit is more kill points than any operation has.
+const limit = 400
+
+func newHost(t *testing.T) *lab.Host {
+	t.Helper()
+	h := lab.NewHost(t)
+	h.Program = lab.Bin(lab.Crashing)
+	return h
+}
+
+func TestMatrix(t *testing.T) {
+	for _, op := range operations {
+		t.Run(op.name, func(t *testing.T) {
+			t.Parallel()
+			matrix(t, op)
+		})
+	}
+}
+
+func matrix(t *testing.T, op operation) {
+	h := newHost(t)
+	next(h, 0) // the default network exists from here on
+	for _, cmd := range op.stage {
+		h.OK(cmd...)
+	}
+	empty := h.Settled()
+	setup := func() {
+		if op.setup != nil {
+			h.OK(op.setup...)
+		}
+	}
+	// The control: nobody is killed.
+	setup()
+	h.OK(op.run...)
+	remove(h, op)
+	if i, d := h.Becomes(empty); i < 0 {
+		t.Fatalf("%s and its removal change the host:\n%s", op.name, d)
+	}
+	n := 1
+	for ; n < limit; n++ {
+		setup()
+		point := crashAt(t, h, n, op.run...)
+		if point == "" {
+			remove(h, op)
+			break
+		}
+		what := fmt.Sprintf("%s, killed at %d (before %s), then %s", op.name, n, point, next(h, n))
+		if exists(h, op) { // it has happened, or, a removal, it has not
+			remove(h, op)
+			what += ", then removed"
+		}
+		if i, d := h.Becomes(empty); i < 0 {
+			t.Fatalf("%s: the host differs from one where it never happened:\n%s", what, d)
+		}
+	}
+	if n < 5 || n == limit {
+		t.Fatalf("%s has %d kill points", op.name, n-1)
+	}
+	t.Logf("%s: killed at each of %d points", op.name, n-1)
+}
+
+// The first use of all makes the directories, the default network and what all
+// networks share; undone, the host is as it was before it.
+func TestFirstUse(t *testing.T) {
+	for _, args := range [][]string{
+		{"create", "--name", "x", "-p", "8080:80"},
+		{"network", "create", "n", "--subnet", "10.61.0.0/24"},
+	} {
+		t.Run(strings.Join(args[:2], " "), func(t *testing.T) {
+			t.Parallel()
+			firstUse(t, args)
+		})
+	}
+}
+
+func firstUse(t *testing.T, args []string) {
+	h := newHost(t)
+	op := operation{target: sandbox, run: args}
+	if args[0] == "network" {
+		op.target = network
+	}
+	// back removes the target and the default network, if they are there.
+	back := func() {
+		if exists(h, op) {
+			remove(h, op)
+		}
+		if h.Sandnet("network", "inspect", "bridge").Code == 0 {
+			h.OK("network", "rm", "bridge")
+		}
+	}
+	h.OK(args...)
+	back()
+	unused := h.Settled()
+	n := 1
+	for ; n < limit; n++ {
+		if err := os.RemoveAll(h.Root); err != nil {
+			t.Fatal(err)
+		}
+		point := crashAt(t, h, n, args...)
+		if point == "" {
+			back()
+			break
+		}
+		what := fmt.Sprintf("first use (%s) killed at %d (before %s), then %s", strings.Join(args, " "), n, point, next(h, n))
+		back()
+		if i, d := h.Becomes(unused); i < 0 {
+			t.Fatalf("%s: the host differs from an unused one:\n%s", what, d)
+		}
+	}
+	if n < 10 || n == limit {
+		t.Fatalf("%d kill points", n-1)
+	}
+	t.Logf("first use (%s): killed at each of %d points", strings.Join(args, " "), n-1)
+}
+
+// crashAt runs sandnet up to its nth kill point and returns what that point
+// is before, or "" if the operation ended first.
+func crashAt(t *testing.T, h *lab.Host, n int, args ...string) string {
+	t.Helper()
+	log := filepath.Join(filepath.Dir(h.Root), "points")
+	defer os.Remove(log)
+	r := h.SandnetEnv([]string{fmt.Sprint("SANDNET_CRASH_AT=", n), "SANDNET_CRASH_LOG=" + log}, args...)
+	point, err := os.ReadFile(log)
+	if err != nil { // nobody was killed
+		if r.Code != 0 {
+			t.Fatalf("%s", r)
+		}
+		return ""
+	}
+	if r.Signal != syscall.SIGKILL {
+		t.Errorf("killed at %d (%s), yet %s", n, point, r)
+	}
+	return strings.TrimSpace(string(point))
+}
+
+// next is what comes after a crash: one more command, of two kinds in turn.
+func next(h *lab.Host, n int) string {
+	if n%2 == 1 {
+		h.OK("gc")
+		return "gc"
+	}
+	h.OK("create", "--name", "other", "-p", "9090:90")
+	h.OK("rm", "other")
+	return "another create and rm"
+}
+
+func exists(h *lab.Host, op operation) bool { return h.Sandnet(op.target...).Code == 0 }
+
+func remove(h *lab.Host, op operation) {
+	if op.target[0] == "network" {
+		if exists(h, op) {
+			h.OK("network", "rm", "n")
+		}
+		return
+	}
+	h.OK("rm", "-f", "x")
+}

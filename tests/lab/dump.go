@@ -1,0 +1,283 @@
+package lab
+
+import (
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"sort"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Dump is everything on a host that sandnet could have changed, one fact a
+// line, without what changes on its own: indexes, counters, timers, carrier.
+type Dump []string
+
+// Dump takes the host's dump.
+func (h *Host) Dump() Dump {
+	h.t.Helper()
+	var d Dump
+	add := func(section string, lines []string) {
+		for _, l := range lines {
+			d = append(d, section+": "+l)
+		}
+	}
+	add("link", h.links())
+	add("addr", h.addresses())
+	add("route", h.lines(routeNoise, "ip", "-4", "route", "show", "table", "all"))
+	add("route6", h.lines(routeNoise, "ip", "-6", "route", "show", "table", "all"))
+	add("rule", h.lines(nil, "ip", "-4", "rule"))
+	add("rule6", h.lines(nil, "ip", "-6", "rule"))
+	add("neigh", h.lines(nil, "ip", "neigh", "show", "nud", "permanent"))
+	add("nft", h.lines(counters, "nft", "list", "ruleset"))
+	for _, save := range []string{"iptables-save", "ip6tables-save"} {
+		if _, err := exec.LookPath(save); err == nil {
+			add(save, h.lines(counters, save))
+		}
+	}
+	if _, err := exec.LookPath("ipset"); err == nil {
+		add("ipset", h.lines(counters, "ipset", "save"))
+	}
+	add("sysctl", h.sysctls())
+	for _, dir := range []string{h.Root, "/run/sandnet", "/var/lib/sandnet", "/etc/netns"} {
+		add("file", tree(dir))
+	}
+	add("mount", mountsBelow(h.Root))
+	add("bpf", h.bpf())
+	add("process", h.processes())
+	return d
+}
+
+// Diff is what differs, or "": lines only in a with "-", only in b with "+".
+func Diff(a, b Dump) string {
+	var out strings.Builder
+	left := map[string]int{}
+	for _, l := range b {
+		left[l]++
+	}
+	for _, l := range a {
+		if left[l]--; left[l] < 0 {
+			fmt.Fprintln(&out, "  - "+l)
+		}
+	}
+	for _, l := range b {
+		if left[l] > 0 {
+			left[l]--
+			fmt.Fprintln(&out, "  + "+l)
+		}
+	}
+	return out.String()
+}
+
+// Becomes waits until the host's dump is one of those wanted: the kernel takes
+// a moment to free a namespace and the links in it. It returns which one, or
+// -1 and the difference to the first.
+func (h *Host) Becomes(want ...Dump) (int, string) {
+	h.t.Helper()
+	deadline := time.Now().Add(4 * time.Second)
+	for {
+		got := h.Dump()
+		for i, w := range want {
+			if Diff(w, got) == "" {
+				return i, ""
+			}
+		}
+		if time.Now().After(deadline) {
+			return -1, Diff(want[0], got)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// Settled is the dump of a host on which nothing is on its way out any more.
+func (h *Host) Settled() Dump {
+	h.t.Helper()
+	deadline := time.Now().Add(4 * time.Second)
+	for last := h.Dump(); ; {
+		time.Sleep(100 * time.Millisecond)
+		d := h.Dump()
+		diff := Diff(last, d)
+		if diff == "" {
+			return d
+		}
+		if time.Now().After(deadline) {
+			h.t.Fatalf("%s does not come to rest:\n%s", h.Name, diff)
+		}
+		last = d
+	}
+}
+
+// Unchanged fails the test unless the host's dump becomes before.
+func (h *Host) Unchanged(before Dump, after string) {
+	h.t.Helper()
+	if i, d := h.Becomes(before); i < 0 {
+		h.t.Errorf("%s: after %s the host differs:\n%s", h.Name, after, d)
+	}
+}
+
+var (
+	times      = regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z`)
+	counters   = regexp.MustCompile(`(?m)^#.*$| packets \d+ bytes \d+|\[\d+:\d+\]| expires \S+`)
+	routeNoise = regexp.MustCompile(`(?m)^.*(fe80:|ff00::|anycast).*$| linkdown| expires \S+| pref medium`)
+)
+
+// lines is the output of a command without what noise matches.
+func (h *Host) lines(noise *regexp.Regexp, name string, args ...string) []string {
+	h.t.Helper()
+	r := h.Run(name, args...)
+	if r.Code != 0 {
+		h.t.Fatalf("dump: %s", r)
+	}
+	text := r.Stdout
+	if noise != nil {
+		text = noise.ReplaceAllString(text, "")
+	}
+	var out []string
+	for l := range strings.Lines(text) {
+		if l = strings.TrimRight(l, " \n"); l != "" {
+			out = append(out, l)
+		}
+	}
+	return out
+}
+
+func (h *Host) links() []string {
+	h.t.Helper()
+	var links []struct {
+		Name   string   `json:"ifname"`
+		Flags  []string `json:"flags"`
+		MTU    int      `json:"mtu"`
+		Master string   `json:"master"`
+		Group  string   `json:"group"`
+		Gen    string   `json:"inet6_addr_gen_mode"`
+		Info   struct {
+			Kind string `json:"info_kind"`
+		} `json:"linkinfo"`
+	}
+	decode(h.t, h.Must("ip", "-j", "-d", "link"), &links)
+	var out []string
+	for _, l := range links {
+		out = append(out, fmt.Sprintf("%s kind %q mtu %d master %q group %s up %v addrgen %s",
+			l.Name, l.Info.Kind, l.MTU, l.Master, l.Group, slices.Contains(l.Flags, "UP"), l.Gen))
+	}
+	sort.Strings(out)
+	return out
+}
+
+func (h *Host) addresses() []string {
+	h.t.Helper()
+	var links []struct {
+		Name  string `json:"ifname"`
+		Addrs []struct {
+			Local string `json:"local"`
+			Bits  int    `json:"prefixlen"`
+			Scope string `json:"scope"`
+			Brd   string `json:"broadcast"`
+		} `json:"addr_info"`
+	}
+	decode(h.t, h.Must("ip", "-j", "addr"), &links)
+	var out []string
+	for _, l := range links {
+		for _, a := range l.Addrs {
+			if !strings.HasPrefix(a.Local, "fe80:") { // it comes and goes with the carrier
+				out = append(out, fmt.Sprintf("%s %s/%d brd %q scope %s", l.Name, a.Local, a.Bits, a.Brd, a.Scope))
+			}
+		}
+	}
+	sort.Strings(out)
+	return out
+}
+
+func decode(t testing.TB, text string, into any) {
+	t.Helper()
+	if text == "" {
+		return
+	}
+	if err := json.Unmarshal([]byte(text), into); err != nil {
+		t.Fatalf("decode %q: %v", text, err)
+	}
+}
+
+// sysctls are those that sandbox networking could need to change.
+func (h *Host) sysctls() []string {
+	h.t.Helper()
+	patterns := []string{
+		"ipv4/ip_forward", "ipv4/ip_local_reserved_ports", "ipv4/ip_local_port_range", "ipv4/ip_unprivileged_port_start",
+		"ipv4/ip_nonlocal_bind", "ipv6/conf/all/forwarding", "bridge/*", "netfilter/nf_conntrack_tcp_be_liberal",
+		"ipv4/conf/*/route_localnet", "ipv4/conf/*/rp_filter", "ipv4/conf/*/forwarding", "ipv4/conf/*/accept_local",
+		"ipv4/conf/*/proxy_arp", "ipv4/conf/*/arp_ignore", "ipv4/conf/*/send_redirects",
+	}
+	var out []string
+	h.Do(func() {
+		for _, p := range patterns {
+			names, _ := filepath.Glob("/proc/sys/net/" + p)
+			for _, name := range names {
+				value, err := os.ReadFile(name)
+				if err == nil {
+					out = append(out, strings.TrimPrefix(name, "/proc/sys/")+" = "+strings.TrimSpace(string(value)))
+				}
+			}
+		}
+	})
+	return out
+}
+
+const nsfsMagic = 0x6e736673
+
+// tree lists a directory with modes and contents.
+func tree(dir string) []string {
+	var out []string
+	if dir == "" {
+		return nil
+	}
+	_ = filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return nil // gone while we looked, or never there
+		}
+		info, err := e.Info()
+		if err != nil {
+			return nil
+		}
+		line := fmt.Sprintf("%s %s", path, info.Mode())
+		switch {
+		case info.Mode()&fs.ModeSymlink != 0:
+			to, _ := os.Readlink(path)
+			line += " → " + to
+		case info.Mode().IsRegular():
+			var st unix.Statfs_t
+			if unix.Statfs(path, &st) == nil && st.Type == nsfsMagic {
+				line += " namespace"
+				break
+			}
+			data, _ := os.ReadFile(path)
+			line += fmt.Sprintf(" %q", times.ReplaceAll(data, []byte("TIME")))
+		}
+		out = append(out, line)
+		return nil
+	})
+	return out
+}
+
+// processes are those that a sandnet of this host has left: whatever it starts
+// inherits its environment.
+func (h *Host) processes() []string {
+	var out []string
+	procs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, p := range procs {
+		env, _ := os.ReadFile(p + "/environ")
+		args, _ := os.ReadFile(p + "/cmdline")
+		if strings.Contains(string(env), "SANDNET_ROOT="+h.Root+"\x00") || h.Root != "" && strings.Contains(string(args), h.Root) {
+			out = append(out, strings.TrimSpace(strings.ReplaceAll(string(args), "\x00", " ")))
+		}
+	}
+	sort.Strings(out)
+	return out
+}
