@@ -33,14 +33,19 @@ func (Bridge) Plan(s spec.Sandbox, f spec.Facts) (plan.Plan, error) {
 	objs = append(objs, etcFiles(s, f)...)
 	objs = append(objs, hosts(s, f)...)
 	var reserve, publish []plan.Object
+	seen := map[string]bool{}
 	for _, ep := range f.Endpoints {
 		for _, p := range ep.Ports {
+			// All reservations, then all elements: one transaction each.
 			for _, o := range firewall.Publish(p, ep.Addresses[0].Addr()) {
-				if o.Kind() == plan.KindHostPort {
+				switch {
+				case seen[o.Key()]:
+				case o.Kind() == plan.KindHostPort:
 					reserve = append(reserve, o)
-				} else {
+				default:
 					publish = append(publish, o)
 				}
+				seen[o.Key()] = true
 			}
 		}
 	}
@@ -55,7 +60,7 @@ func namespace(s spec.Sandbox, f spec.Facts) []plan.Object {
 func endpoint(ep spec.Endpoint, f spec.Facts, n spec.Network, first bool) []plan.Object {
 	objs := []plan.Object{plan.Link{
 		Name: ep.HostInterface, Type: plan.Veth, MTU: ep.MTU, Master: n.Bridge, Mark: f.Mark,
-		Peer: ep.Interface, PeerNetns: f.Netns, PeerMAC: ep.MAC,
+		Peer: ep.Interface, PeerNetns: f.Netns, PeerMAC: ep.MAC, Isolated: n.NoICC,
 	}}
 	for _, a := range ep.Addresses {
 		objs = append(objs, plan.Addr{Netns: f.Netns, Link: ep.Interface, Addr: a})

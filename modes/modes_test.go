@@ -41,6 +41,8 @@ func endpoint(n spec.Network, iface, hostIface, addr string, ports ...spec.Port)
 // TestGolden compares each mode's plan, as text, with a file.
 func TestGolden(t *testing.T) {
 	bridge, app, db := network("bridge", "sandnet0", "172.30.0.0/16"), network("app", "sn-a172cedcae47", "10.61.0.0/24"), network("db", "sn-3a9b1c2d4e5f", "10.62.0.0/24")
+	quiet := db
+	quiet.NoICC = true
 	internal := db
 	internal.Internal = true
 	all, lo := netip.IPv4Unspecified(), netip.MustParseAddr("127.0.0.1")
@@ -78,6 +80,7 @@ func TestGolden(t *testing.T) {
 			spec.Port{HostIP: lo, HostPort: 5353, Port: 53, Proto: spec.UDP})}, []spec.Network{bridge})},
 		{"bridge-user-network", modes.Bridge{}, web, facts([]spec.Endpoint{named}, []spec.Network{app})},
 		{"bridge-two-networks", modes.Bridge{}, rich, facts([]spec.Endpoint{named, endpoint(db, "eth1", "sv3f2a91c0d1e1", "10.62.0.2")}, []spec.Network{app, db})},
+		{"bridge-no-icc", modes.Bridge{}, web, facts([]spec.Endpoint{endpoint(quiet, "eth0", "sv3f2a91c0d1e0", "10.62.0.2")}, []spec.Network{quiet})},
 		{"bridge-internal", modes.Bridge{}, web, facts([]spec.Endpoint{endpoint(internal, "eth0", "sv3f2a91c0d1e0", "10.62.0.2")}, []spec.Network{internal})},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,10 +20,12 @@ import (
 	"github.com/sandnet/sandnet/internal/spec"
 )
 
-// What errors of a Pool are, besides an *spec.InputError that says more.
+// The reasons for an error that callers may look for.
 var (
 	ErrAddressInUse = errors.New("address in use")
 	ErrPoolFull     = errors.New("no free address")
+	// ErrNoSubnet says that all pools of subnets are used up.
+	ErrNoSubnet = errors.New("no free subnet")
 )
 
 // Pool hands out the IPv4 addresses of one network. Each address in use is a
@@ -94,10 +97,11 @@ func (p *Pool) Allocate(ctx context.Context, owner string, want netip.Addr) (net
 // Peek is the address that Allocate would take. It changes nothing.
 func (p *Pool) Peek(_ context.Context, owner string, want netip.Addr) (netip.Addr, error) {
 	return p.choose(want, owner, func(a netip.Addr, owner string) error {
-		if _, err := os.Lstat(p.path(a)); !errors.Is(err, fs.ErrNotExist) {
-			return cmp.Or(err, fs.ErrExist)
+		_, err := os.Lstat(p.path(a))
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) { // `sandnet plan` needs no root
+			return nil
 		}
-		return nil
+		return cmp.Or(err, fs.ErrExist)
 	})
 }
 
@@ -109,15 +113,22 @@ func (p *Pool) take(a netip.Addr, owner string) error {
 	return os.Symlink(owner, p.path(a))
 }
 
+// setLast overwrites the file in place, always with the same length: making it
+// anew costs several times as much as the allocation on ext4.
 func (p *Pool) setLast(a netip.Addr) {
 	crash.Point("ipam last")
-	_ = os.WriteFile(filepath.Join(p.dir, lastFile), []byte(a.String()), 0o600)
+	f, err := os.OpenFile(filepath.Join(p.dir, lastFile), os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return
+	}
+	fmt.Fprintf(f, "%-15s\n", a)
+	f.Close()
 }
 
 // choose finds an address that take accepts.
 func (p *Pool) choose(want netip.Addr, owner string, take func(netip.Addr, string) error) (netip.Addr, error) {
-	if len(p.net.Subnets) == 0 {
-		return netip.Addr{}, fmt.Errorf("network %s has no subnet", p.net.Name)
+	if owner == "" || len(p.net.Subnets) == 0 || !p.net.Subnets[0].Addr().Is4() {
+		return netip.Addr{}, fmt.Errorf("network %s: no owner or no IPv4 subnet to allocate from", p.net.Name)
 	}
 	if !want.IsValid() {
 		return p.next(owner, take)
@@ -147,7 +158,7 @@ func (p *Pool) next(owner string, take func(netip.Addr, string) error) (netip.Ad
 	first, count := p.bounds()
 	start := uint64(0)
 	if b, err := os.ReadFile(filepath.Join(p.dir, lastFile)); err == nil {
-		if a, err := netip.ParseAddr(string(b)); err == nil && a.Is4() && number(a) >= first {
+		if a, err := netip.ParseAddr(strings.TrimSpace(string(b))); err == nil && a.Is4() && number(a) >= first {
 			start = number(a) - first + 1
 		}
 	}
@@ -314,4 +325,56 @@ func address(n uint64) netip.Addr {
 	var b [4]byte
 	binary.BigEndian.PutUint32(b[:], uint32(n))
 	return netip.AddrFrom4(b)
+}
+
+// SubnetPool is a range to take subnets from, each /Bits.
+type SubnetPool struct {
+	Base netip.Prefix
+	Bits int
+}
+
+// DefaultPools are the pools of the default network: one /16 that can be
+// relied on, and others for hosts that use it already. The overlay (10.42.0.0/16)
+// and its services (10.43.0.0/16) are left alone.
+func DefaultPools() []SubnetPool {
+	return []SubnetPool{pool("172.30.0.0/16", 16), pool("172.31.0.0/16", 16), pool("10.44.0.0/14", 16), pool("10.160.0.0/11", 16)}
+}
+
+// UserPools are the pools of user-defined networks: 8,960 subnets of 253
+// sandboxes. 10.160.0.0/11 is clear of what clusters use by default (10.42,
+// 10.43, 10.96, 10.128, 10.244); 192.168.0.0/16 comes last, since offices and
+// homes have it beyond the routes that a host can see.
+func UserPools() []SubnetPool {
+	return []SubnetPool{pool("172.29.0.0/16", 24), pool("172.28.0.0/16", 24), pool("10.160.0.0/11", 24), pool("192.168.0.0/16", 24)}
+}
+
+func pool(base string, bits int) SubnetPool { return SubnetPool{netip.MustParsePrefix(base), bits} }
+
+// PickSubnet returns the first subnet of the pools that overlaps none of the
+// taken prefixes. A default route takes nothing, not even in the two halves
+// that VPN clients make of it. Its error wraps ErrNoSubnet.
+func PickSubnet(pools []SubnetPool, taken []netip.Prefix) (netip.Prefix, error) {
+	type span struct{ first, last uint64 }
+	var spans []span
+	for _, t := range taken {
+		if t.IsValid() && t.Addr().Is4() && t.Bits() > 1 {
+			spans = append(spans, span{number(t.Masked().Addr()), number(spec.LastAddr(t))})
+		}
+	}
+	slices.SortFunc(spans, func(a, b span) int { return cmp.Compare(a.first, b.first) })
+	for _, p := range pools {
+		size := uint64(1) << (32 - p.Bits)
+		// at only grows, so that one pass over the spans does.
+		at, end := number(p.Base.Masked().Addr()), number(spec.LastAddr(p.Base))
+		for _, s := range spans {
+			if s.first <= at+size-1 && s.last >= at {
+				at = (s.last/size + 1) * size
+			}
+		}
+		if at+size-1 <= end {
+			return netip.PrefixFrom(address(at), p.Bits), nil
+		}
+	}
+	return netip.Prefix{}, &HintError{fmt.Errorf("%w: all %d pools overlap other networks or routes of the host", ErrNoSubnet, len(pools)),
+		"choose a subnet yourself with --subnet"}
 }

@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -72,7 +73,9 @@ func (p *program) completeCommand() *cli.Command {
 			}
 			begun := words[len(words)-1]
 			l, _ := takeApart(p.root, words[:len(words)-1])
-			for _, s := range p.candidates(c.Context, l, begun) {
+			found := p.candidates(c.Context, l, begun)
+			slices.Sort(found)
+			for _, s := range slices.Compact(found) {
 				if !strings.HasPrefix(s, begun) {
 					continue
 				}

@@ -109,11 +109,9 @@ func (p *program) report(err error) int {
 	return code
 }
 
+// message is the error's text, in the user's words.
 func message(err error) string {
-	if errors.Is(err, context.Canceled) {
-		return "interrupted"
-	}
-	return err.Error()
+	return strings.ReplaceAll(err.Error(), context.Canceled.Error(), "interrupted")
 }
 
 // oneLine makes a message fit on one line, whatever somebody has put into it.

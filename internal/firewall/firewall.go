@@ -23,6 +23,8 @@ const (
 	// AcceptMark is the bit of the packet mark that says "sandnet has let this
 	// packet through"; a foreign FORWARD chain with policy DROP accepts on it.
 	AcceptMark = 0x01000000
+	// insideMark is the bit that says "this packet came from a sandbox".
+	insideMark = 0x02000000
 )
 
 // Priorities of the base chains, relative to the kernel's own hooks
@@ -66,10 +68,13 @@ func Host() []plan.Object {
 			}},
 			// From outside, 127.0.0.0/8 is never translated: it then is a martian.
 			{Name: "prerouting", Type: "nat", Hook: "prerouting", Priority: prioDstNAT,
-				Rules: append([]string{"ip daddr 127.0.0.0/8 return"}, publish...)},
+				Rules: append([]string{
+					"ip daddr 127.0.0.0/8 return",
+					"iifname @bridges " + setMark(insideMark),
+				}, publish...)},
 			{Name: "output", Type: "nat", Hook: "output", Priority: prioDstNAT, Rules: publish},
 			{Name: "accepted", Rules: []string{
-				"meta mark set meta mark | " + fmt.Sprintf("0x%08x", AcceptMark),
+				setMark(AcceptMark),
 				"accept",
 			}},
 			{Name: "forward", Type: "filter", Hook: "forward", Priority: prioForward, Rules: []string{
@@ -93,17 +98,20 @@ func Host() []plan.Object {
 				"iifname @bridges iifname != @outbound ct state invalid,new drop",
 			}},
 			// Who reaches a neighbour or itself through the host must see the
-			// answers come from the host, too.
+			// answers come from the host, too. The mark tells where the packet came
+			// from, since iifname does not where br_netfilter has kept the packet
+			// on its bridge.
 			{Name: "postrouting", Type: "nat", Hook: "postrouting", Priority: prioSrcNAT, Rules: []string{
 				"oifname @bridges ip saddr 127.0.0.0/8 masquerade",
-				"ip saddr . ip daddr @self masquerade",
-				"iifname . oifname @talk ct status dnat masquerade",
+				fmt.Sprintf("oifname @bridges ct status dnat meta mark & 0x%08[1]x == 0x%08[1]x masquerade", insideMark),
 				"oifname @bridges return",
 				"iifname @masqueraded masquerade",
 			}},
 		},
-	}}
+	}, plan.BindGuard{}}
 }
+
+func setMark(bit uint32) string { return fmt.Sprintf("meta mark set meta mark | 0x%08x", bit) }
 
 // Network plans the elements of one bridge network.
 func Network(n spec.Network) []plan.Object {

@@ -162,8 +162,7 @@ func merge(m *ebpf.Map, key portKey, v portValue) (added int, err error) {
 	return added, m.Update(key, have, ebpf.UpdateAny)
 }
 
-// deleteHostPorts gives ports up; those not reserved are given up already. It
-// takes the programs away with the machine's last reservation.
+// deleteHostPorts gives ports up; those not reserved are given up already.
 func deleteHostPorts(ports []plan.HostPort) error {
 	if len(ports) == 0 {
 		return nil
@@ -182,7 +181,7 @@ func deleteHostPorts(ports []plan.HostPort) error {
 		return err
 	}
 	if m == nil {
-		return h.detach() // what a crash may have left of attaching
+		return nil
 	}
 	defer m.Close()
 	var errs []error
@@ -191,11 +190,29 @@ func deleteHostPorts(ports []plan.HostPort) error {
 			errs = append(errs, fmt.Errorf("%s: %w", p.Key(), err))
 		}
 	}
-	var any portKey
-	if err := m.NextKey(nil, &any); errors.Is(err, ebpf.ErrKeyNotExist) {
-		errs = append(errs, h.detach())
-	}
 	return errors.Join(errs...)
+}
+
+// dropBindGuard takes the programs away unless another host on the machine, in
+// another network namespace, has ports reserved.
+func dropBindGuard() error {
+	h, err := openHooks()
+	if err != nil {
+		return err
+	}
+	defer h.close()
+	m, err := h.find()
+	if err != nil {
+		return err
+	}
+	if m != nil {
+		defer m.Close()
+		var other portKey
+		if err := m.NextKey(nil, &other); !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return err
+		}
+	}
+	return h.detach() // also of what a crash left half attached
 }
 
 func release(m *ebpf.Map, cookie uint64, p plan.HostPort) error {

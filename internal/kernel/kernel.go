@@ -160,6 +160,8 @@ func (k *Kernel) ensureOne(o plan.Object, queued *int) (int, error) {
 		return 0, k.ensureRoute(o, queued)
 	case plan.Sysctl:
 		return ensureSysctl(o)
+	case plan.BindGuard:
+		return 0, nil // comes with the first HostPort
 	case plan.File:
 		return ensureFile(o)
 	case plan.Symlink:
@@ -258,6 +260,8 @@ func (k *Kernel) deleteOne(o plan.Object) error {
 		return k.deleteRoute(o)
 	case plan.Sysctl:
 		return deleteSysctl(o)
+	case plan.BindGuard:
+		return dropBindGuard()
 	case plan.File:
 		return deleteFile(o.Path)
 	case plan.Symlink:

@@ -94,6 +94,11 @@ func (k *Kernel) createLink(host *rtnl, l plan.Link, master int) error {
 	if err := host.flush(); err != nil {
 		return err
 	}
+	if l.Isolated {
+		if err := isolate(host, l.Name); err != nil {
+			return err
+		}
+	}
 	if l.Type != plan.Veth {
 		return nil
 	}
@@ -139,6 +144,23 @@ func (k *Kernel) raise(c *rtnl, name string, ipv6 bool) {
 	c.add("link "+name+" up", setLink(name, unix.IFF_UP), nil)
 }
 
+// isolate sets the flag of the bridge port, which goes by the index alone.
+func isolate(c *rtnl, name string) error {
+	l, err := c.link(name)
+	if err != nil {
+		return fmt.Errorf("link %s: %w", name, err)
+	}
+	req := nl.NewNetlinkRequest(unix.RTM_SETLINK, 0)
+	msg := nl.NewIfInfomsg(unix.AF_BRIDGE)
+	msg.Index = int32(l.index)
+	req.AddData(msg)
+	port := nl.NewRtAttr(unix.IFLA_PROTINFO|unix.NLA_F_NESTED, nil)
+	port.AddRtAttr(nl.IFLA_BRPORT_ISOLATED, nl.Uint8Attr(1))
+	req.AddData(port)
+	c.add("link "+name+" isolated", req, nil)
+	return c.flush()
+}
+
 func setLink(name string, flags uint32) *nl.NetlinkRequest {
 	req := nl.NewNetlinkRequest(unix.RTM_SETLINK, 0)
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
@@ -172,7 +194,11 @@ func (k *Kernel) adjustLink(host *rtnl, l plan.Link, have linkInfo, master int) 
 		return 0, nil
 	}
 	host.add("link "+l.Name, req, nil)
-	return 1, host.flush()
+	err := host.flush()
+	if err == nil && l.Isolated { // lost with the master
+		err = isolate(host, l.Name)
+	}
+	return 1, err
 }
 
 // deleteLink removes a link at once, which costs an RCU grace period for a veth.

@@ -34,7 +34,7 @@ func sandboxPlan(dir, name, addr string) []plan.Object {
 	ns := filepath.Join(dir, name)
 	return []plan.Object{
 		plan.Netns{Path: ns, Mark: testMark},
-		plan.Link{Name: "sv" + name, Type: plan.Veth, MTU: 1400, Master: "br0", Mark: testMark, Peer: "eth0", PeerNetns: ns, PeerMAC: "02:42:0a:01:00:02"},
+		plan.Link{Name: "sv" + name, Type: plan.Veth, MTU: 1400, Master: "br0", Mark: testMark, Peer: "eth0", PeerNetns: ns, PeerMAC: "02:42:0a:01:00:02", Isolated: true},
 		plan.Addr{Netns: ns, Link: "eth0", Addr: netip.MustParsePrefix(addr)},
 		plan.Route{Netns: ns, Dst: netip.MustParsePrefix("0.0.0.0/0"), Via: netip.MustParseAddr("10.1.0.1"), Link: "eth0"},
 	}
@@ -100,6 +100,9 @@ func TestSandboxOnABridge(t *testing.T) {
 	}
 	if route := inside("ip", "route"); !strings.Contains(route, "default via 10.1.0.1 dev eth0") {
 		t.Errorf("routes: %s", route)
+	}
+	if port := output(t, "bridge", "-d", "link", "show", "dev", "sva"); !strings.Contains(port, "isolated on") {
+		t.Errorf("bridge port: %s", port)
 	}
 	mustDelete(t, k, sb)
 	mustDelete(t, k, sb)

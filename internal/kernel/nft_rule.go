@@ -278,6 +278,8 @@ func (c *ruleCompiler) statement() error {
 		return c.dnat()
 	case c.take("meta mark set meta mark |"):
 		return c.setMark()
+	case c.take("meta mark &"):
+		return c.testMark()
 	default:
 		return c.match()
 	}
@@ -301,6 +303,22 @@ func (c *ruleCompiler) setMark() error {
 	c.add(&expr.Meta{Key: expr.MetaKeyMARK, Register: regFirst},
 		&expr.Bitwise{SourceRegister: regFirst, DestRegister: regFirst, Len: 4, Mask: native(^uint32(bits)), Xor: native(uint32(bits))},
 		&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: regFirst})
+	return nil
+}
+
+// testMark compiles the rest of "meta mark & MASK == VALUE".
+func (c *ruleCompiler) testMark() error {
+	mask, err := strconv.ParseUint(c.next(), 0, 32)
+	if err != nil || !c.take("==") {
+		return fmt.Errorf("mask and == expected in the test of a mark")
+	}
+	value, err := strconv.ParseUint(c.next(), 0, 32)
+	if err != nil {
+		return fmt.Errorf("mark: %w", err)
+	}
+	c.add(&expr.Meta{Key: expr.MetaKeyMARK, Register: regFirst},
+		&expr.Bitwise{SourceRegister: regFirst, DestRegister: regFirst, Len: 4, Mask: native(uint32(mask)), Xor: native(0)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: regFirst, Data: native(uint32(value))})
 	return nil
 }
 

@@ -18,6 +18,7 @@ const (
 	KindElement   Kind = "element"
 	KindRule      Kind = "rule"
 	KindHostPort  Kind = "hostport"
+	KindBindGuard Kind = "bindguard"
 	KindFile      Kind = "file"
 	KindSymlink   Kind = "symlink"
 	KindHostsLine Kind = "hostsline"
@@ -77,6 +78,8 @@ type Link struct {
 	Peer      string `json:"peer,omitempty"`
 	PeerNetns string `json:"peerNetns,omitempty"`
 	PeerMAC   string `json:"peerMAC,omitempty"`
+	// Isolated keeps a bridge port from sending to other isolated ports.
+	Isolated bool `json:"isolated,omitempty"`
 	// IPv6 leaves the kernel's IPv6 address generation on. Off, the links get
 	// no link-local address: that is cheaper and says nothing on the wire.
 	IPv6 bool `json:"ipv6,omitempty"`
@@ -104,7 +107,11 @@ func (l Link) Commands() []string {
 		fmt.Fprintf(&b, " address %s", l.PeerMAC)
 	}
 	fmt.Fprintf(&b, " netns %s", ns)
-	return []string{b.String(), l.raise("", l.Name), l.raise("-n "+ns+" ", l.Peer)}
+	cmds := []string{b.String(), l.raise("", l.Name)}
+	if l.Isolated {
+		cmds = append(cmds, "bridge link set dev "+l.Name+" isolated on")
+	}
+	return append(cmds, l.raise("-n "+ns+" ", l.Peer))
 }
 
 func (l Link) raise(ns, name string) string {
@@ -199,6 +206,17 @@ func (h HostPort) Key() string {
 func (h HostPort) Commands() []string {
 	return []string{fmt.Sprintf("# reserve %s %s: a BPF program on the root cgroup refuses bind(2)",
 		h.Proto, netip.AddrPortFrom(h.IP, h.Port))}
+}
+
+// BindGuard is what keeps HostPorts: BPF programs that answer bind(2), attached
+// to the root cgroup with the first HostPort on the machine. They stay until
+// the last host that made some drops its guard: attaching costs 1 ms.
+type BindGuard struct{}
+
+func (BindGuard) Kind() Kind  { return KindBindGuard }
+func (BindGuard) Key() string { return "bindguard" }
+func (BindGuard) Commands() []string {
+	return []string{"# BPF programs on the root cgroup refuse bind(2) of published ports, from the first of them on"}
 }
 
 // File is a regular file with this content; its directory is made if needed,

@@ -153,6 +153,8 @@ func decode(k Kind, raw []byte) (Object, error) {
 		return as[Rule](raw)
 	case KindHostPort:
 		return as[HostPort](raw)
+	case KindBindGuard:
+		return as[BindGuard](raw)
 	case KindFile:
 		return as[File](raw)
 	case KindSymlink:

@@ -82,22 +82,15 @@ func BridgeName(network string) string {
 // CheckHostname checks a host name: labels of 1 to 63 letters, digits and
 // inner hyphens, joined by dots, 253 characters in all (RFC 1123, 2.1).
 func CheckHostname(s string) error {
-	if why := domainFault(s, ""); why != "" {
+	if why := domainFault(s, false); why != "" {
 		return &InputError{What: "hostname", Value: s, Why: why}
 	}
 	return nil
 }
 
-// checkDomain is CheckHostname for names that are only looked up. They may
-// have '_', as the names of sandboxes may.
-func checkDomain(what, s string) error {
-	if why := domainFault(s, "_"); why != "" {
-		return &InputError{What: what, Value: s, Why: why}
-	}
-	return nil
-}
-
-func domainFault(s, also string) string {
+// domainFault is what is wrong with a host name. One that is only looked up
+// may have '_', as the names of sandboxes may.
+func domainFault(s string, underscore bool) string {
 	if why := lengthFault(s, maxDomain); why != "" {
 		return why
 	}
@@ -111,7 +104,11 @@ func domainFault(s, also string) string {
 			return fmt.Sprintf("%s begins or ends with '-'", quote(label, 32))
 		}
 		for i := range len(label) {
-			if c := label[i]; !alnum(c) && c != '-' && !strings.ContainsRune(also, rune(c)) {
+			switch c := label[i]; {
+			case alnum(c) || c == '-' || c == '_' && underscore:
+			case underscore:
+				return "only letters, digits, '-', '_' and dots are allowed"
+			default:
 				return "only letters, digits, '-' and dots are allowed"
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -59,8 +60,9 @@ func ParseSubnet(s string) (netip.Prefix, error) {
 func parsePrefix(s string) (netip.Prefix, string) {
 	p, err := netip.ParsePrefix(s)
 	addr, bits, _ := strings.Cut(s, "/")
+	n, bitsErr := strconv.Atoi(bits)
 	switch a, addrErr := netip.ParseAddr(addr); {
-	case err != nil && addrErr == nil && a.Zone() == "" && bits != "" && strings.Trim(bits, "0123456789") == "":
+	case addrErr == nil && a.Zone() == "" && bitsErr == nil && n > a.BitLen():
 		return p, fmt.Sprintf("the prefix length is not from 0 to %d", a.BitLen())
 	case err != nil || p.Addr().Is4In6():
 		return p, "not an address and prefix length, like 10.61.0.0/24"

@@ -142,7 +142,7 @@ func ParseAddHost(s string) (HostEntry, error) {
 		return fault("it should be NAME:IP")
 	}
 	name, ip := s[:i], s[i+1:]
-	if why := domainFault(name, "_"); why != "" {
+	if why := domainFault(name, true); why != "" {
 		return fault("name: " + why)
 	}
 	if ip == "host-gateway" {
@@ -223,8 +223,9 @@ func ParseDNSSearch(s string) (string, error) {
 	if s == "." {
 		return s, nil
 	}
-	if err := checkDomain("DNS search domain", strings.TrimSuffix(s, ".")); err != nil {
-		return "", err
+	domain := strings.TrimSuffix(s, ".")
+	if why := domainFault(domain, true); why != "" {
+		return "", &InputError{What: "DNS search domain", Value: s, Why: why}
 	}
-	return strings.TrimSuffix(s, "."), nil
+	return domain, nil
 }

@@ -64,7 +64,7 @@ func parsePublish(s string) ([]Port, string) {
 		p.HostPort, p.HostPortEnd = outside.first, outside.last
 		return []Port{p}, ""
 	}
-	return nil, fmt.Sprintf("%d host ports (%s) do not go with %d ports (%s)", outside.size(), outside, inside.size(), inside)
+	return nil, fmt.Sprintf("%s and %s are not equally many ports (%d and %d)", outside, inside, outside.size(), inside.size())
 }
 
 // expand makes one Port for each port of the range, from host ports that go

@@ -148,8 +148,8 @@ func (s Sandbox) checkAttach() error {
 			}
 		}
 		for _, alias := range a.Aliases {
-			if err := checkDomain("network alias", alias); err != nil {
-				return err
+			if why := domainFault(alias, true); why != "" {
+				return &InputError{What: "network alias", Value: alias, Why: why}
 			}
 			if a.Network == DefaultNetwork {
 				return &InputError{What: "network alias", Value: alias, Why: "only user-defined networks have aliases",
@@ -182,15 +182,12 @@ func (s Sandbox) checkFiles() error {
 		}
 	}
 	for _, d := range s.DNSSearch {
-		if d == "." {
-			continue
-		}
-		if err := checkDomain("DNS search domain", d); err != nil {
-			return err
+		if why := domainFault(d, true); why != "" && d != "." {
+			return &InputError{What: "DNS search domain", Value: d, Why: why}
 		}
 	}
 	for _, h := range s.Hosts {
-		why := domainFault(h.Name, "_")
+		why := domainFault(h.Name, true)
 		if why != "" {
 			why = "name: " + why
 		} else if !h.Addr.IsValid() || h.Addr.Zone() != "" {

@@ -31,7 +31,9 @@ func TestBadInput(t *testing.T) {
 		{"--mtu", "1"}, {"--mtu", "x"},
 		{"--no-such-flag"},
 	} {
-		h.Refused(2, []string{strings.Split(args[len(args)-1], "\n")[0]}, append([]string{"create"}, args...)...)
+		// The message shows the value, shortened and on one line.
+		value, _, _ := strings.Cut(strings.TrimPrefix(args[len(args)-1], "--name="), "\n")
+		h.Refused(2, []string{value[:min(len(value), 16)]}, append([]string{"create"}, args...)...)
 	}
 	h.Refused(2, nil, "no-such-command")
 	h.Refused(2, nil, "run")

@@ -172,7 +172,7 @@ func TestContainerMode(t *testing.T) {
 	if got := h.OK("exec", "side", "--", "sh", "-c", netnsOf); got != want {
 		t.Errorf("exec is in %s, want %s", got, want)
 	}
-	if s := inspect(t, h, "side"); s.Mode != "container" {
+	if s := inspect(t, h, "side"); s.Mode != "container:web" {
 		t.Errorf("inspect: %+v", s)
 	}
 	h.OK("rm", "side")

@@ -85,6 +85,9 @@ type Host struct {
 	Root string
 	// Program is the sandnet binary.
 	Program string
+	// servers ends those that run in sandboxes: a socket keeps its namespace,
+	// and the links in it, alive.
+	servers *[]func()
 }
 
 // Host adds a host to the LAN.
@@ -96,6 +99,7 @@ func (l *Lab) Host(name string) *Host {
 		IP:      netip.AddrFrom4([4]byte{192, 168, 205, byte(10 + l.hosts)}),
 		Root:    filepath.Join(l.t.TempDir(), name),
 		Program: Bin(Plain),
+		servers: new([]func()),
 	}
 	port := "p-" + name
 	l.lan.Must("ip", "link", "add", port, "master", "lan", "type", "veth", "peer", "name", "eth0", "netns", filepath.Base(h.Path))
@@ -201,5 +205,13 @@ func (h *Host) Netns(sandbox string) string { return filepath.Join(h.Root, "run/
 
 // Sandbox is the inside of a sandbox.
 func (h *Host) Sandbox(name string) *NS {
-	return &NS{t: h.t, Name: h.Name + "/" + name, Path: h.Netns(name)}
+	return &NS{t: h.t, Name: h.Name + "/" + name, Path: h.Netns(name), servers: h.servers}
+}
+
+// stopServers ends the servers in the host's sandboxes.
+func (h *Host) stopServers() {
+	for _, stop := range *h.servers {
+		stop()
+	}
+	*h.servers = nil
 }

@@ -25,6 +25,17 @@ type NS struct {
 	t testing.TB
 	// Name is for messages; Path is where the namespace is pinned.
 	Name, Path string
+	// servers, if not nil, collects what ends the servers inside.
+	servers *[]func()
+}
+
+// onEnd has stop called once, when the test ends or the host is compared.
+func (n *NS) onEnd(stop func()) {
+	stop = sync.OnceFunc(stop)
+	n.t.Cleanup(stop)
+	if n.servers != nil {
+		*n.servers = append(*n.servers, stop)
+	}
 }
 
 // Do runs f on a thread inside the namespace: sockets that f opens and

@@ -44,7 +44,7 @@ func (n *NS) ServeHTTP(addr string) {
 		fmt.Fprintf(w, "%s %s\n", n.Name, src)
 	})}
 	go func() { _ = srv.Serve(l) }()
-	n.t.Cleanup(func() { _ = srv.Close() })
+	n.onEnd(func() { _ = srv.Close() })
 }
 
 func (n *NS) listen(network, addr string) net.Listener {
@@ -55,7 +55,7 @@ func (n *NS) listen(network, addr string) net.Listener {
 	if err != nil {
 		n.t.Fatalf("%s: listen on %s: %v", n.Name, addr, err)
 	}
-	n.t.Cleanup(func() { _ = l.Close() })
+	n.onEnd(func() { _ = l.Close() })
 	return l
 }
 
@@ -68,7 +68,7 @@ func (n *NS) ServeUDP(addr string) {
 	if err != nil {
 		n.t.Fatalf("%s: listen on %s: %v", n.Name, addr, err)
 	}
-	n.t.Cleanup(func() { _ = c.Close() })
+	n.onEnd(func() { _ = c.Close() })
 	go func() {
 		buf := make([]byte, 2048)
 		for {
