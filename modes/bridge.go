@@ -2,6 +2,7 @@ package modes
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -27,9 +28,7 @@ func (Bridge) Plan(s spec.Sandbox, f spec.Facts) (plan.Plan, error) {
 	for i, ep := range f.Endpoints {
 		objs = append(objs, endpoint(ep, f, f.Networks[i], i == 0)...)
 	}
-	for _, name := range sortedKeys(s.Sysctls) {
-		objs = append(objs, plan.Sysctl{Netns: f.Netns, Name: name, Value: s.Sysctls[name]})
-	}
+	objs = append(objs, sysctls(s, f)...)
 	objs = append(objs, etcFiles(s, f)...)
 	objs = append(objs, hosts(s, f)...)
 	var reserve, publish []plan.Object
@@ -89,7 +88,7 @@ func hosts(s spec.Sandbox, f spec.Facts) []plan.Object {
 	var objs []plan.Object
 	own := hostLines(s)
 	for _, ep := range f.Endpoints {
-		names := []string{s.Name, Hostname(s)}
+		names := []string{s.Name, s.HostnameOrID()}
 		if ep.Network == spec.DefaultNetwork {
 			for _, a := range ep.Addresses {
 				own += plan.HostsLine{Addr: a.Addr(), Names: unique(names)}.Line()
@@ -127,19 +126,19 @@ func unique(names []string) []string {
 	return out
 }
 
-func sortedKeys(m map[string]string) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
+// sysctls are the user's settings, after the links they may be about.
+func sysctls(s spec.Sandbox, f spec.Facts) []plan.Object {
+	var objs []plan.Object
+	for _, name := range slices.Sorted(maps.Keys(s.Sysctls)) {
+		objs = append(objs, plan.Sysctl{Netns: f.Netns, Name: name, Value: s.Sysctls[name]})
 	}
-	slices.Sort(keys)
-	return keys
+	return objs
 }
 
 // Network plans a bridge network itself: the bridge with the gateway addresses,
 // and what the firewall has to know of it.
-func Network(n spec.Network, mark uint32) plan.Plan {
-	objs := []plan.Object{plan.Link{Name: n.Bridge, Type: plan.Bridge, MTU: n.MTU, MAC: MAC(n.Gateways[0]), Mark: mark}}
+func (Bridge) Network(n spec.Network, mark uint32) plan.Plan {
+	objs := []plan.Object{plan.Link{Name: n.Bridge, Type: plan.Bridge, MTU: n.MTU, MAC: spec.MAC(n.Gateways[0]), Mark: mark}}
 	for i, gw := range n.Gateways {
 		objs = append(objs, plan.Addr{Link: n.Bridge, Addr: netip.PrefixFrom(gw, n.Subnets[i].Bits())})
 	}
@@ -149,26 +148,14 @@ func Network(n spec.Network, mark uint32) plan.Plan {
 	return plan.Plan{Owner: "network/" + n.Name, Objects: append(objs, firewall.Network(n)...)}
 }
 
-// Forwarding is the sysctl that makes the host a router.
-const Forwarding = "net/ipv4/ip_forward"
-
-// HostPlan plans what all bridge networks of a host share. restore is what
+// Shared plans what all bridge networks of a host share. restore is what
 // ip_forward goes back to with the last network, empty to leave it; foreign is
 // the chain of another firewall that has to let sandnet's packets pass, or
 // empty.
-func HostPlan(restore, foreign string) plan.Plan {
-	objs := append([]plan.Object{plan.Sysctl{Name: Forwarding, Value: "1", Restore: restore}}, firewall.Host()...)
+func (Bridge) Shared(restore, foreign string) plan.Plan {
+	objs := append([]plan.Object{plan.Sysctl{Name: plan.IPForward, Value: "1", Restore: restore}}, firewall.Host()...)
 	if foreign != "" {
 		objs = append(objs, firewall.AcceptIn(foreign))
 	}
 	return plan.Plan{Owner: "host", Objects: objs}
-}
-
-// MAC derives a locally administered MAC address from an IP address, as docker
-// does: 02:42 and the last four bytes. An address that is used again keeps its
-// MAC, so that no neighbour's cache is ever wrong.
-func MAC(a netip.Addr) string {
-	b := a.AsSlice()
-	b = b[len(b)-4:]
-	return fmt.Sprintf("02:42:%02x:%02x:%02x:%02x", b[0], b[1], b[2], b[3])
 }

@@ -17,19 +17,10 @@ func index(s spec.Sandbox, f spec.Facts) plan.Object {
 	return plan.Symlink{Path: f.IndexPath, Target: s.Name}
 }
 
-// Hostname is the name the sandbox has for itself: the user's choice, or the
-// first 12 digits of its ID, as docker does.
-func Hostname(s spec.Sandbox) string {
-	if s.Hostname != "" || len(s.ID) < 12 {
-		return s.Hostname
-	}
-	return s.ID[:12]
-}
-
 // etcFiles are resolv.conf and hostname, for `ip netns exec` and `sandnet exec`.
 func etcFiles(s spec.Sandbox, f spec.Facts) []plan.Object {
 	return []plan.Object{
-		plan.File{Path: f.EtcDir + "/hostname", Content: Hostname(s) + "\n"},
+		plan.File{Path: f.EtcDir + "/hostname", Content: s.HostnameOrID() + "\n"},
 		plan.File{Path: f.EtcDir + "/resolv.conf", Content: resolvConf(s, f.HostResolv)},
 	}
 }

@@ -34,7 +34,7 @@ func network(name, bridge, subnet string) spec.Network {
 
 func endpoint(n spec.Network, iface, hostIface, addr string, ports ...spec.Port) spec.Endpoint {
 	a := netip.MustParseAddr(addr)
-	return spec.Endpoint{Network: n.Name, Interface: iface, HostInterface: hostIface, MAC: modes.MAC(a), MTU: 1500,
+	return spec.Endpoint{Network: n.Name, Interface: iface, HostInterface: hostIface, MAC: spec.MAC(a), MTU: 1500,
 		Addresses: []netip.Prefix{netip.PrefixFrom(a, n.Subnets[0].Bits())}, Gateways: n.Gateways, Ports: ports}
 }
 
@@ -92,9 +92,9 @@ func TestGolden(t *testing.T) {
 			golden(t, c.name, p)
 		})
 	}
-	golden(t, "network", modes.Network(app, 83))
-	golden(t, "network-internal", modes.Network(internal, 83))
-	golden(t, "hostplan-docker", modes.HostPlan("0", "DOCKER-USER"))
+	golden(t, "network", modes.Bridge{}.Network(app, 83))
+	golden(t, "network-internal", modes.Bridge{}.Network(internal, 83))
+	golden(t, "hostplan-docker", modes.Bridge{}.Shared("0", "DOCKER-USER"))
 }
 
 func golden(t *testing.T, name string, p plan.Plan) {
@@ -128,7 +128,7 @@ func TestIncompleteFactsAreRefused(t *testing.T) {
 }
 
 func TestMAC(t *testing.T) {
-	if got := modes.MAC(netip.MustParseAddr("172.30.1.254")); got != "02:42:ac:1e:01:fe" {
+	if got := spec.MAC(netip.MustParseAddr("172.30.1.254")); got != "02:42:ac:1e:01:fe" {
 		t.Errorf("MAC = %s", got)
 	}
 }

@@ -13,7 +13,8 @@ func (None) Name() string { return string(spec.ModeNone) }
 
 // Plan makes the namespace and its files.
 func (None) Plan(s spec.Sandbox, f spec.Facts) (plan.Plan, error) {
-	objs := append(namespace(s, f), plan.File{Path: f.EtcDir + "/hosts",
-		Content: plan.LocalHosts + "127.0.1.1\t" + Hostname(s) + "\n" + hostLines(s)})
+	objs := append(namespace(s, f), sysctls(s, f)...)
+	objs = append(objs, plan.File{Path: f.EtcDir + "/hosts",
+		Content: plan.LocalHosts + "127.0.1.1\t" + s.HostnameOrID() + "\n" + hostLines(s)})
 	return plan.Plan{Objects: append(objs, etcFiles(s, f)...)}, nil
 }

@@ -14,7 +14,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -22,54 +21,16 @@ import (
 
 	"github.com/sandnet/sandnet/internal/plan"
 	"github.com/sandnet/sandnet/internal/reconcile"
-	"github.com/sandnet/sandnet/internal/record"
 	"github.com/sandnet/sandnet/internal/spec"
 )
-
-// Mode turns a request and the facts into a plan. It is pure.
-type Mode interface {
-	Name() string
-	Plan(s spec.Sandbox, f spec.Facts) (plan.Plan, error)
-}
-
-// Facts is what the manager asks about the machine.
-type Facts interface {
-	// Taken lists the prefixes in use by addresses and routes of links that
-	// skip does not name.
-	Taken(skip func(link string) bool) ([]netip.Prefix, error)
-	// HasAddr and HasLink look at the host's own addresses and links.
-	HasAddr(ip netip.Addr) (bool, error)
-	HasLink(name string) (exists, ours bool, err error)
-	// ForeignForward is the iptables chain that would drop our packets, if any.
-	ForeignForward() (chain string, err error)
-	// ProbePort binds a port until release; EADDRINUSE if somebody has it.
-	ProbePort(proto string, ip netip.Addr, port uint16) (release func(), err error)
-}
-
-// Processes is what the manager asks about processes.
-type Processes interface {
-	// Run runs a command in a sandbox.
-	Run(p spec.Process) (code int, err error)
-	// Holders are the processes in a pinned namespace; KillHolders ends them.
-	Holders(path string) []int
-	KillHolders(path string) error
-	// ProcessStart tells a process from a later one with its PID; 0 if it is gone.
-	ProcessStart(pid int) uint64
-}
-
-// Host is the machine.
-type Host interface {
-	reconcile.Kernel
-	Facts
-	Processes
-}
 
 // Manager is one host's sandboxes and networks. It is for one goroutine;
 // any number of processes may work on the same host at once.
 type Manager struct {
 	paths  Paths
 	host   Host
-	store  *record.Store
+	store  Store
+	nets   Networks
 	engine *reconcile.Engine
 	modes  map[string]Mode
 	log    *slog.Logger
@@ -77,9 +38,8 @@ type Manager struct {
 
 // New returns the manager of the host at p; it neither reads nor changes
 // anything yet.
-func New(p Paths, h Host, log *slog.Logger, modes ...Mode) *Manager {
-	store := record.New(p.Run)
-	m := &Manager{paths: p, host: h, store: store, log: log, modes: map[string]Mode{},
+func New(p Paths, h Host, store Store, log *slog.Logger, nets Networks, modes ...Mode) *Manager {
+	m := &Manager{paths: p, host: h, store: store, nets: nets, log: log, modes: map[string]Mode{},
 		engine: &reconcile.Engine{Kernel: h, Store: store}}
 	for _, mode := range modes {
 		m.modes[mode.Name()] = mode

@@ -15,9 +15,7 @@ import (
 
 	"github.com/sandnet/sandnet/internal/crash"
 	"github.com/sandnet/sandnet/internal/plan"
-	"github.com/sandnet/sandnet/internal/record"
 	"github.com/sandnet/sandnet/internal/spec"
-	"github.com/sandnet/sandnet/modes"
 )
 
 const (
@@ -174,7 +172,7 @@ func (m *Manager) makeNetwork(ctx context.Context, n spec.Network, fresh bool) e
 	if err := m.makeHost(ctx); err != nil {
 		return err
 	}
-	want := modes.Network(n, m.paths.Mark)
+	want := m.nets.Network(n, m.paths.Mark)
 	if m.store.Same(want) {
 		if exists, _, err := m.host.HasLink(n.Bridge); err != nil || exists {
 			return err
@@ -203,7 +201,7 @@ func (m *Manager) saveNetwork(n spec.Network) error {
 	if err := os.MkdirAll(m.paths.networks(), 0o700); err != nil {
 		return err
 	}
-	return record.WriteFile(m.paths.network(n.Name), append(data, '\n'), true)
+	return m.store.WriteDurable(m.paths.network(n.Name), append(data, '\n'))
 }
 
 // makeHost makes what all networks share. If the rules were lost (an admin's
@@ -246,7 +244,7 @@ func (m *Manager) hostPlan() (p plan.Plan, recorded bool, err error) {
 		m.log.Warn("cannot tell whether another firewall drops forwarded packets", "error", err)
 	}
 	for _, restore := range []string{"0", ""} {
-		if p := modes.HostPlan(restore, foreign); m.store.Same(p) {
+		if p := m.nets.Shared(restore, foreign); m.store.Same(p) {
 			return p, true, nil
 		}
 	}
@@ -255,14 +253,14 @@ func (m *Manager) hostPlan() (p plan.Plan, recorded bool, err error) {
 	case err == nil:
 		// What ip_forward was before sandnet is what the first record says.
 		for _, o := range old.Objects {
-			if s, ok := o.(plan.Sysctl); ok && s.Name == modes.Forwarding {
-				return modes.HostPlan(s.Restore, foreign), false, nil
+			if s, ok := o.(plan.Sysctl); ok && s.Name == plan.IPForward {
+				return m.nets.Shared(s.Restore, foreign), false, nil
 			}
 		}
 	case !errors.Is(err, fs.ErrNotExist) && !m.unprivileged(err):
 		return p, false, err
 	}
-	b, err := os.ReadFile("/proc/sys/" + modes.Forwarding)
+	b, err := os.ReadFile("/proc/sys/" + plan.IPForward)
 	if err != nil {
 		return p, false, err
 	}
@@ -270,7 +268,7 @@ func (m *Manager) hostPlan() (p plan.Plan, recorded bool, err error) {
 	if strings.TrimSpace(string(b)) == "0" {
 		restore = "0"
 	}
-	return modes.HostPlan(restore, foreign), false, nil
+	return m.nets.Shared(restore, foreign), false, nil
 }
 
 // realize makes sure that a network is there: made on its first use and after

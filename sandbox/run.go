@@ -10,7 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sandnet/sandnet/internal/spec"
-	"github.com/sandnet/sandnet/modes"
 )
 
 // Run makes a sandbox and runs a command in it. In the foreground it returns
@@ -86,7 +85,7 @@ func (m *Manager) hostname(s spec.Sandbox) string {
 		}
 		return m.hostname(md.Spec)
 	}
-	return modes.Hostname(s)
+	return s.HostnameOrID()
 }
 
 // Exec runs a command in a sandbox and returns its exit code.

@@ -19,7 +19,6 @@ import (
 
 	"github.com/sandnet/sandnet/internal/plan"
 	"github.com/sandnet/sandnet/internal/spec"
-	"github.com/sandnet/sandnet/modes"
 )
 
 // Create makes a sandbox. Whatever fails, nothing of it is left.
@@ -196,7 +195,7 @@ func (b *build) endpoint(ctx context.Context, i int, a spec.Attachment) (spec.En
 		Addresses: []netip.Prefix{netip.PrefixFrom(ip, n.Subnets[0].Bits())}, Gateways: []netip.Addr{n.Gateways[0]},
 	}
 	if ep.MAC == "" {
-		ep.MAC = modes.MAC(ip)
+		ep.MAC = spec.MAC(ip)
 	}
 	if ep.MTU == 0 {
 		ep.MTU = n.MTU
@@ -395,7 +394,7 @@ func (m *Manager) Plan(ctx context.Context, s spec.Sandbox) ([]plan.Plan, error)
 	}
 	for _, n := range b.facts.Networks {
 		if !m.store.Has(networkOwner(n.Name)) {
-			plans = append(plans, modes.Network(n, m.paths.Mark))
+			plans = append(plans, m.nets.Network(n, m.paths.Mark))
 		}
 	}
 	return append(plans, p), nil

@@ -2,6 +2,8 @@ package main
 
 import (
 	"github.com/urfave/cli/v2"
+
+	"github.com/sandnet/sandnet/internal/spec"
 )
 
 func (p *program) execCommand() *cli.Command {
@@ -24,6 +26,9 @@ Examples:
 				return usage("SANDBOX is missing")
 			case 1:
 				return usage("COMMAND is missing")
+			}
+			if err := spec.CheckName("sandbox", args[0]); err != nil {
+				return err
 			}
 			proc, err := p.process(c, args[1:])
 			if err != nil {

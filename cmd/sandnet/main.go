@@ -18,6 +18,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/sandnet/sandnet/internal/kernel"
+	"github.com/sandnet/sandnet/internal/record"
 	"github.com/sandnet/sandnet/internal/spec"
 	"github.com/sandnet/sandnet/modes"
 	"github.com/sandnet/sandnet/sandbox"
@@ -174,7 +175,8 @@ func openHost(root string, log *slog.Logger) (*sandbox.Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	return sandbox.New(paths, kernel.New(paths.Mark, paths.Netns), log,
+	return sandbox.New(paths, kernel.New(paths.Mark, paths.Netns), record.New(paths.Run), log,
+		modes.Bridge{}, // plans the networks, too
 		modes.Bridge{}, modes.Host{}, modes.Container{}, modes.None{}), nil
 }
 

@@ -9,8 +9,8 @@ import (
 )
 
 // Taken lists every prefix that the host has an address in or a route to, the
-// default route excepted; a network must not overlap one. Links of our own are
-// left out if skip says so by name.
+// default route excepted, also one split into halves as VPNs do; a network must
+// not overlap one. Links that skip names are left out.
 func (k *Kernel) Taken(skip func(link string) bool) ([]netip.Prefix, error) {
 	links, err := retryDump(netlink.LinkList)
 	if err != nil {
@@ -30,7 +30,7 @@ func (k *Kernel) Taken(skip func(link string) bool) ([]netip.Prefix, error) {
 			continue
 		}
 		bits, _ := r.Dst.Mask.Size()
-		if ip, ok := netip.AddrFromSlice(r.Dst.IP); ok && bits > 0 {
+		if ip, ok := netip.AddrFromSlice(r.Dst.IP); ok && bits > 1 {
 			out = append(out, netip.PrefixFrom(ip.Unmap(), bits).Masked())
 		}
 	}

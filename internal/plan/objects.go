@@ -180,6 +180,9 @@ type Sysctl struct {
 	Restore string `json:"restore,omitempty"`
 }
 
+// IPForward is the Sysctl that makes a host a router.
+const IPForward = "net/ipv4/ip_forward"
+
 func (Sysctl) Kind() Kind    { return KindSysctl }
 func (s Sysctl) Key() string { return fmt.Sprintf("sysctl %s %s", s.Netns, s.Name) }
 func (s Sysctl) Commands() []string {

@@ -55,7 +55,7 @@ func (s *Store) Prepare() error {
 			return err
 		}
 	}
-	return WriteFile(stamp, boot, false)
+	return writeFile(stamp, boot, false)
 }
 
 // Has reports whether owner has a record.
@@ -97,12 +97,12 @@ func (s *Store) Save(p plan.Plan) error {
 		return fmt.Errorf("record of %s: %w", p.Owner, err)
 	}
 	path := s.path(p.Owner)
-	err = WriteFile(path, data, false)
+	err = writeFile(path, data, false)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 			return err
 		}
-		err = WriteFile(path, data, false)
+		err = writeFile(path, data, false)
 	}
 	return err
 }
@@ -239,10 +239,14 @@ func unlocker(f *os.File) func() {
 	}
 }
 
-// WriteFile replaces path atomically (0600). Durable writes survive a loss of
+// WriteDurable replaces a file outside the records so that it survives a loss
+// of power, too.
+func (s *Store) WriteDurable(path string, data []byte) error { return writeFile(path, data, true) }
+
+// writeFile replaces path atomically (0600). Durable writes survive a loss of
 // power as well as of the process: the file and its directory are synced. A
 // name that starts with a dot is never a record, only a write that was killed.
-func WriteFile(path string, data []byte, durable bool) error {
+func writeFile(path string, data []byte, durable bool) error {
 	tmp := tempName(path)
 	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {

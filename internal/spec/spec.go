@@ -147,6 +147,24 @@ type Sandbox struct {
 	MTU int `json:"mtu,omitempty"`
 }
 
+// HostnameOrID is the name the sandbox has for itself: the user's choice, or
+// the first 12 digits of its ID, as docker does.
+func (s Sandbox) HostnameOrID() string {
+	if s.Hostname != "" || len(s.ID) < 12 {
+		return s.Hostname
+	}
+	return s.ID[:12]
+}
+
+// MAC derives a locally administered MAC address from an IP address, as docker
+// does: 02:42 and the last four bytes. An address that is used again keeps its
+// MAC, so that no neighbour's cache is ever wrong.
+func MAC(a netip.Addr) string {
+	b := a.AsSlice()
+	b = b[len(b)-4:]
+	return fmt.Sprintf("02:42:%02x:%02x:%02x:%02x", b[0], b[1], b[2], b[3])
+}
+
 // Network is a bridge network's definition.
 type Network struct {
 	Name string `json:"name"`

@@ -30,13 +30,13 @@ var imports = map[string][]string{
 	"internal/firewall":  {"internal/spec", "internal/plan"},
 	"internal/reconcile": {"internal/plan"},
 	"internal/record":    {"internal/plan", "internal/crash", "golang.org/x/sys/unix"},
-	"internal/kernel": {"internal/plan", "internal/crash",
+	"internal/kernel": {"internal/plan", "internal/spec", "internal/crash",
 		"github.com/vishvananda/netlink", "github.com/vishvananda/netlink/nl", "github.com/vishvananda/netns",
 		"github.com/coreos/go-iptables/iptables", "github.com/google/nftables", "github.com/google/nftables/",
 		"github.com/mdlayher/netlink", "github.com/cilium/ebpf", "github.com/cilium/ebpf/", "github.com/songgao/water",
 		"golang.org/x/sys/unix"},
 	"modes":       {"internal/spec", "internal/plan", "internal/firewall"},
-	"sandbox":     {"internal/spec", "internal/plan", "internal/firewall", "internal/reconcile"},
+	"sandbox":     {"internal/spec", "internal/plan", "internal/reconcile", "internal/crash", "golang.org/x/sys/unix"},
 	"cmd/sandnet": {"internal/spec", "internal/plan", "internal/reconcile", "internal/record", "internal/kernel", "modes", "sandbox", "github.com/urfave/cli/v2", "golang.org/x/sys/unix"},
 }
 

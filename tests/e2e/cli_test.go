@@ -14,6 +14,7 @@ import (
 )
 
 func TestBadInput(t *testing.T) {
+	t.Parallel()
 	h := lab.NewHost(t)
 	used(t, h)
 	create(t, h, "taken")
@@ -71,6 +72,7 @@ func TestWithoutRoot(t *testing.T) {
 }
 
 func TestPlan(t *testing.T) {
+	t.Parallel()
 	h := lab.NewHost(t)
 	before := h.Dump()
 	out := h.OK("plan", "--name", "web", "-p", "8080:80")
@@ -88,6 +90,7 @@ func TestPlan(t *testing.T) {
 }
 
 func TestListing(t *testing.T) {
+	t.Parallel()
 	h := lab.NewHost(t)
 	used(t, h)
 	if out := h.OK("ps", "-q"); out != "" {
@@ -117,6 +120,7 @@ func TestListing(t *testing.T) {
 
 // Every command may be repeated; all state is root's alone.
 func TestRepeated(t *testing.T) {
+	t.Parallel()
 	h := lab.NewHost(t)
 	before := used(t, h)
 	create(t, h, "a", "-p", "8080:80")
@@ -147,6 +151,7 @@ func TestRepeated(t *testing.T) {
 
 // What somebody deletes by hand is no reason to fail.
 func TestDamaged(t *testing.T) {
+	t.Parallel()
 	h := lab.NewHost(t)
 	before := used(t, h)
 	create(t, h, "a", "-p", "8080:80")
@@ -164,6 +169,7 @@ func TestDamaged(t *testing.T) {
 }
 
 func TestGC(t *testing.T) {
+	t.Parallel()
 	h := lab.NewHost(t)
 	before := used(t, h)
 	create(t, h, "a")
@@ -178,6 +184,7 @@ func TestGC(t *testing.T) {
 }
 
 func TestConcurrency(t *testing.T) {
+	t.Parallel()
 	for _, first := range []bool{false, true} {
 		l := lab.New(t)
 		h, lan := l.Host("host"), l.Host("neighbour")
@@ -228,6 +235,7 @@ func TestConcurrency(t *testing.T) {
 
 // Of many who want one name, or one port, one gets it.
 func TestContention(t *testing.T) {
+	t.Parallel()
 	h := lab.NewHost(t)
 	before := used(t, h)
 	for _, args := range [][]string{{"--name", "x"}, {"-p", "8080:80"}, {"--ip", "172.30.0.99"}} {

@@ -10,6 +10,7 @@ import (
 // The way out: the LAN sees the host's address, or the sandbox's own where
 // the network says so, or nothing.
 func TestOutwards(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t)
 	h, lan := l.Host("host"), l.Host("neighbour")
 	before := used(t, h)
@@ -31,6 +32,7 @@ func TestOutwards(t *testing.T) {
 }
 
 func TestNoInterContainer(t *testing.T) {
+	t.Parallel()
 	h := lab.NewHost(t)
 	before := used(t, h)
 	h.OK("network", "create", "quiet", "--no-icc")
@@ -45,6 +47,7 @@ func TestNoInterContainer(t *testing.T) {
 
 // Sandboxes of an internal network talk among themselves and to nobody else.
 func TestInternal(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t)
 	h, lan := l.Host("host"), l.Host("neighbour")
 	used(t, h)
@@ -62,6 +65,7 @@ func TestInternal(t *testing.T) {
 // From outside nothing is open but published ports, even on a host that
 // already forwarded and whose neighbours know the way.
 func TestDirectAccess(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t)
 	h, lan := l.Host("host"), l.Host("neighbour")
 	h.Must("sysctl", "-qw", "net.ipv4.ip_forward=1")
@@ -91,6 +95,7 @@ func foreign(h *lab.Host, dockerUser bool) {
 }
 
 func TestBesideDocker(t *testing.T) {
+	t.Parallel()
 	for _, dockerUser := range []bool{false, true} {
 		l := lab.New(t)
 		h, lan := l.Host("host"), l.Host("neighbour")
@@ -138,6 +143,7 @@ func squash(save string) string {
 
 // Foreign rules, links, addresses and namespaces survive sandnet's clean-up.
 func TestForeignSurvives(t *testing.T) {
+	t.Parallel()
 	h := lab.NewHost(t)
 	used(t, h)
 	for _, cmd := range [][]string{

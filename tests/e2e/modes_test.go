@@ -12,6 +12,7 @@ import (
 )
 
 func TestBridge(t *testing.T) {
+	t.Parallel()
 	h := lab.NewHost(t)
 	before := used(t, h)
 	a := server(t, h, "a")
@@ -63,6 +64,7 @@ func any4(a netip.Addr) []any {
 }
 
 func TestUserNetwork(t *testing.T) {
+	t.Parallel()
 	h := lab.NewHost(t)
 	before := used(t, h)
 	h.OK("network", "create", "red")
@@ -90,6 +92,7 @@ func TestUserNetwork(t *testing.T) {
 }
 
 func TestSeveralNetworks(t *testing.T) {
+	t.Parallel()
 	h := lab.NewHost(t)
 	before := used(t, h)
 	h.OK("network", "create", "red")
@@ -122,6 +125,7 @@ func TestSeveralNetworks(t *testing.T) {
 const netnsOf = "readlink /proc/self/ns/net"
 
 func TestHostMode(t *testing.T) {
+	t.Parallel()
 	h := lab.NewHost(t)
 	before := used(t, h)
 	want := h.Must("sh", "-c", netnsOf)
@@ -141,6 +145,7 @@ func TestHostMode(t *testing.T) {
 }
 
 func TestNoneMode(t *testing.T) {
+	t.Parallel()
 	h := lab.NewHost(t)
 	before := used(t, h)
 	x := create(t, h, "x", "--net", "none")
@@ -155,6 +160,7 @@ func TestNoneMode(t *testing.T) {
 }
 
 func TestContainerMode(t *testing.T) {
+	t.Parallel()
 	h := lab.NewHost(t)
 	before := used(t, h)
 	h.OK("create", "--name", "web", "--hostname", "www")
@@ -186,6 +192,7 @@ func TestContainerMode(t *testing.T) {
 
 // A PID is any process's, one that sandnet knows nothing of.
 func TestContainerPID(t *testing.T) {
+	t.Parallel()
 	h := lab.NewHost(t)
 	before := used(t, h)
 	p := h.Start(nil, "unshare", "--net", "sleep", "1000")
@@ -213,6 +220,7 @@ func TestContainerPID(t *testing.T) {
 }
 
 func TestContainerConflicts(t *testing.T) {
+	t.Parallel()
 	h := lab.NewHost(t)
 	h.OK("create", "--name", "web")
 	for _, args := range [][]string{

@@ -8,6 +8,7 @@ import (
 )
 
 func TestNames(t *testing.T) {
+	t.Parallel()
 	h := lab.NewHost(t)
 	before := used(t, h)
 	h.OK("network", "create", "n")
@@ -33,6 +34,7 @@ func TestNames(t *testing.T) {
 
 // A running command sees neighbours come and go.
 func TestNamesStayCurrent(t *testing.T) {
+	t.Parallel()
 	h := lab.NewHost(t)
 	before := used(t, h)
 	h.OK("network", "create", "n")
@@ -72,6 +74,7 @@ while grep -qw ` + name + ` /etc/hosts; do sleep 0.02; done; echo gone`
 }
 
 func TestHostname(t *testing.T) {
+	t.Parallel()
 	h := lab.NewHost(t)
 	before := used(t, h)
 	ours := h.Must("hostname")

@@ -10,6 +10,7 @@ import (
 )
 
 func TestNetworkOptions(t *testing.T) {
+	t.Parallel()
 	h := lab.NewHost(t)
 	before := used(t, h)
 	h.OK("network", "create", "n", "--subnet", "10.61.0.0/24", "--ip-range", "10.61.0.128/25", "--gateway", "10.61.0.254",
@@ -45,6 +46,7 @@ func TestNetworkOptions(t *testing.T) {
 }
 
 func TestFixedAddresses(t *testing.T) {
+	t.Parallel()
 	h := lab.NewHost(t)
 	before := used(t, h)
 	h.OK("network", "create", "n", "--subnet", "10.61.0.0/24")
@@ -72,6 +74,7 @@ func TestFixedAddresses(t *testing.T) {
 }
 
 func TestSubnetFull(t *testing.T) {
+	t.Parallel()
 	h := lab.NewHost(t)
 	used(t, h)
 	h.OK("network", "create", "n", "--subnet", "10.61.0.0/29")
@@ -84,6 +87,7 @@ func TestSubnetFull(t *testing.T) {
 }
 
 func TestSubnetChoice(t *testing.T) {
+	t.Parallel()
 	h := lab.NewHost(t)
 	// The default network's own place is taken.
 	h.Must("ip", "route", "add", "172.30.5.0/24", "dev", "eth0")
@@ -109,6 +113,7 @@ func TestSubnetChoice(t *testing.T) {
 }
 
 func TestNetworkRefusals(t *testing.T) {
+	t.Parallel()
 	h := lab.NewHost(t)
 	used(t, h)
 	h.OK("network", "create", "n", "--subnet", "10.61.0.0/24")
@@ -140,6 +145,7 @@ func TestNetworkRefusals(t *testing.T) {
 // With the last network, the default one too, everything that sandnet has
 // changed on the host is as it was before its first use.
 func TestLastNetwork(t *testing.T) {
+	t.Parallel()
 	h := lab.NewHost(t)
 	foreign(h, true)
 	kernel := func() lab.Dump {
@@ -170,6 +176,7 @@ func TestLastNetwork(t *testing.T) {
 
 // After a reboot sandboxes are gone and networks are there.
 func TestReboot(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t)
 	old := l.Host("before")
 	old.OK("network", "create", "n", "--subnet", "10.61.0.0/24")

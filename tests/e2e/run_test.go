@@ -10,6 +10,7 @@ import (
 )
 
 func TestExitCodes(t *testing.T) {
+	t.Parallel()
 	h := lab.NewHost(t)
 	before := used(t, h)
 	create(t, h, "box")
@@ -36,16 +37,14 @@ func TestExitCodes(t *testing.T) {
 			}
 		}
 	}
-	for _, args := range [][]string{{"run", "--net", "nosuch", "--", "true"}, {"exec", "nosuch", "--", "true"}} {
-		if r := h.Sandnet(args...); r.Code != 125 || !strings.Contains(r.Stderr, "nosuch") {
-			t.Errorf("%s: want exit 125 and the name", r)
-		}
-	}
+	h.Refused(2, []string{"nosuch"}, "run", "--net", "nosuch", "--", "true")
+	h.Refused(125, []string{"nosuch"}, "exec", "nosuch", "--", "true")
 	h.OK("rm", "box")
 	h.Unchanged(before, "runs")
 }
 
 func TestRun(t *testing.T) {
+	t.Parallel()
 	h := lab.NewHost(t)
 	before := used(t, h)
 	r := h.Sandnet("run", "--name", "x", "--", "sh", "-c", "ip -4 -o addr show eth0; echo oops >&2")
@@ -65,6 +64,7 @@ func TestRun(t *testing.T) {
 
 // While it runs it is there; a signal reaches the command; after it nothing is.
 func TestSignals(t *testing.T) {
+	t.Parallel()
 	h := lab.NewHost(t)
 	before := used(t, h)
 	script := `trap "echo got TERM; exit 7" TERM; trap "echo got INT; exit 8" INT; trap "echo got HUP" HUP
@@ -99,11 +99,13 @@ echo ready; while :; do sleep 0.02; done`
 
 // A killed run leaves nothing after the next command, its own command included.
 func TestKilledRun(t *testing.T) {
+	t.Parallel()
 	for _, next := range [][]string{{"gc"}, {"ps"}, {"create", "--name", "y"}} {
 		h := lab.NewHost(t)
 		before := used(t, h)
 		h.OK("network", "create", "n")
-		with := h.Dump()
+		h.OK("run", "--net", "n", "--", "true")
+		with := h.Settled()
 		p := h.StartSandnet("run", "--net", "n", "--name", "x", "-p", "8080:80", "--", "sh", "-c", "echo ready; sleep 1000")
 		p.Await("ready")
 		_ = p.Process.Kill()
@@ -122,6 +124,7 @@ func TestKilledRun(t *testing.T) {
 }
 
 func TestRemoveRunning(t *testing.T) {
+	t.Parallel()
 	h := lab.NewHost(t)
 	before := used(t, h)
 	p := h.StartSandnet("run", "--name", "x", "--", "sh", "-c", "echo ready; sleep 1000")
@@ -136,6 +139,7 @@ func TestRemoveRunning(t *testing.T) {
 }
 
 func TestDetached(t *testing.T) {
+	t.Parallel()
 	h := lab.NewHost(t)
 	before := used(t, h)
 	id := h.OK("run", "-d", "--name", "x", "-p", "8080:80", "--", "sleep", "1000")

@@ -99,8 +99,10 @@ func (h *Host) Becomes(want ...Dump) (int, string) {
 }
 
 // Settled is the dump of a host on which nothing is on its way out any more.
+// It ends the test's servers in sandboxes, which would hold these back.
 func (h *Host) Settled() Dump {
 	h.t.Helper()
+	h.stopServers()
 	deadline := time.Now().Add(4 * time.Second)
 	for last := h.Dump(); ; {
 		time.Sleep(100 * time.Millisecond)

@@ -108,8 +108,25 @@ func (l *Lab) Host(name string) *Host {
 	h.Must("ip", "link", "set", "eth0", "up")
 	// What a freshly installed machine has, whatever this one is set to.
 	h.Must("sysctl", "-qw", "net.ipv4.ip_forward=0", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.default.rp_filter=0", "net.ipv4.conf.eth0.rp_filter=0")
+	h.BridgeNetfilter(false)
 	l.t.Cleanup(h.clear)
 	return h
+}
+
+// BridgeNetfilter says whether bridged frames pass through the host's IP rules,
+// as they do on a host with Docker or Kubernetes. It returns false on kernels
+// that cannot do it.
+func (h *Host) BridgeNetfilter(on bool) bool {
+	h.t.Helper()
+	if !exists("/proc/sys/net/bridge/bridge-nf-call-iptables") {
+		return false
+	}
+	value := "0"
+	if on {
+		value = "1"
+	}
+	h.Must("sysctl", "-qw", "net.bridge.bridge-nf-call-iptables="+value, "net.bridge.bridge-nf-call-ip6tables="+value)
+	return true
 }
 
 // clear takes away what a test has left on the host, so that the root

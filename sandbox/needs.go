@@ -1,0 +1,83 @@
+package sandbox
+
+import (
+	"net/netip"
+
+	"github.com/sandnet/sandnet/internal/plan"
+	"github.com/sandnet/sandnet/internal/reconcile"
+	"github.com/sandnet/sandnet/internal/spec"
+)
+
+// Mode turns a request and the facts into a plan. It is pure.
+type Mode interface {
+	Name() string
+	Plan(s spec.Sandbox, f spec.Facts) (plan.Plan, error)
+}
+
+// Facts is what the manager asks about the machine.
+type Facts interface {
+	// Taken lists the prefixes in use by addresses and routes of links that
+	// skip does not name.
+	Taken(skip func(link string) bool) ([]netip.Prefix, error)
+	// HasAddr and HasLink look at the host's own addresses and links.
+	HasAddr(ip netip.Addr) (bool, error)
+	HasLink(name string) (exists, ours bool, err error)
+	// ForeignForward is the iptables chain that would drop our packets, if any.
+	ForeignForward() (chain string, err error)
+	// ProbePort binds a port until release; EADDRINUSE if somebody has it.
+	ProbePort(proto string, ip netip.Addr, port uint16) (release func(), err error)
+}
+
+// Processes is what the manager asks about processes.
+type Processes interface {
+	// Run runs a command in a sandbox.
+	Run(p spec.Process) (code int, err error)
+	// Holders are the processes in a pinned namespace; KillHolders ends them.
+	Holders(path string) []int
+	KillHolders(path string) error
+	// ProcessStart tells a process from a later one with its PID; 0 if it is gone.
+	ProcessStart(pid int) uint64
+}
+
+// Host is the machine.
+type Host interface {
+	reconcile.Kernel
+	Facts
+	Processes
+}
+
+// Networks plans what is not one sandbox's. It is pure.
+type Networks interface {
+	// Network plans one bridge network, its links with the mark.
+	Network(n spec.Network, mark uint32) plan.Plan
+	// Shared plans what all bridge networks share. restore is what ip_forward
+	// goes back to with the last network, empty to leave it; foreign is the chain
+	// of another firewall that has to let our packets pass, or empty.
+	Shared(restore, foreign string) plan.Plan
+}
+
+// Store keeps the records.
+type Store interface {
+	reconcile.Store
+	Journal
+	// Has and Same ask for a record without reading it as a plan.
+	Has(owner string) bool
+	Same(p plan.Plan) bool
+	// WriteDurable replaces a file outside the records so that it survives a
+	// loss of power.
+	WriteDurable(path string, data []byte) error
+}
+
+// Journal tells what is under way, and what was when a process was killed.
+type Journal interface {
+	// Prepare makes the directories, and empties them after a reboot.
+	Prepare() error
+	// Locked reports whether an operation on owner is under way, or was killed.
+	Locked(owner string) bool
+	// Attach ties owner to this process until release.
+	Attach(owner string) (release func(), err error)
+	// Interrupted locks the owners whose operation was killed, Abandoned those
+	// that were attached to a process which is gone; each with its release.
+	Interrupted() (map[string]func(), error)
+	Abandoned() (map[string]func(), error)
+}
