@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -54,7 +53,7 @@ func TestOneLine(t *testing.T) {
 		"no such: ü \"": "no such: ü \"",
 		"\xff":          "\ufffd",
 	} {
-		if got := oneLine(message(errors.New(in))); got != want {
+		if got := oneLine(in); got != want {
 			t.Errorf("%q: got %q, want %q", in, got, want)
 		}
 	}

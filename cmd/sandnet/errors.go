@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"strconv"
@@ -92,7 +91,7 @@ func (p *program) report(err error) int {
 		list = many
 	}
 	for _, e := range list {
-		fmt.Fprintf(p.stderr, "%s: %s: %s\n", programName, oneLine(what), oneLine(message(e)))
+		fmt.Fprintf(p.stderr, "%s: %s: %s\n", programName, oneLine(what), oneLine(e.Error()))
 	}
 	for _, e := range list {
 		if h := hint(e, what); h != "" {
@@ -107,11 +106,6 @@ func (p *program) report(err error) int {
 		}
 	}
 	return code
-}
-
-// message is the error's text, in the user's words.
-func message(err error) string {
-	return strings.ReplaceAll(err.Error(), context.Canceled.Error(), "interrupted")
 }
 
 // oneLine makes a message fit on one line, whatever somebody has put into it.

@@ -1,3 +1,8 @@
+// A command that runs for milliseconds does not adapt to CPU limits; looking
+// them up costs a tenth of its start.
+//go:debug containermaxprocs=0
+//go:debug updatemaxprocs=0
+
 // Command sandnet manages the network sandboxes of one host: it needs no
 // daemon, and what it is told is done when it returns.
 //
@@ -11,9 +16,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"os/signal"
 	"strings"
-	"syscall"
 
 	"github.com/urfave/cli/v2"
 
@@ -102,8 +105,9 @@ func (p *program) main(args []string) int {
 	return p.report(app.RunContext(context.Background(), append([]string{programName}, l.arguments()...)))
 }
 
-// finish gives a command and those below it what all have in common: --help,
-// errors that name the command, and an end to its work on Ctrl-C.
+// finish gives a command and those below it what all have in common: --help
+// and errors that name the command. Signals are left alone: a command that is
+// ended by one is cleaned up after like any that is killed, by the next.
 func (p *program) finish(cmd *cli.Command, path string) {
 	help := &cli.BoolFlag{Name: "help", Usage: "show this help"}
 	if !hasOption(cmd, "h") {
@@ -119,13 +123,6 @@ func (p *program) finish(cmd *cli.Command, path string) {
 		}
 		if len(cmd.Subcommands) > 0 {
 			return p.noSuchCommand(c, cmd, path)
-		}
-		// The command of `run` and `exec` gets the signals; others stop what
-		// they are at and undo it.
-		if !takesCommand(cmd) {
-			ctx, stop := signal.NotifyContext(c.Context, syscall.SIGINT, syscall.SIGTERM)
-			defer stop()
-			c.Context = ctx
 		}
 		if err := action(c); err != nil {
 			return &failure{what: path, err: err}

@@ -90,22 +90,28 @@ func matrix(t *testing.T, op operation) {
 	if i, d := h.Becomes(empty); i < 0 {
 		t.Fatalf("%s and its removal change the host:\n%s", op.name, d)
 	}
-	n := 1
-	for ; n < limit; n++ {
+	try := func(n, then int) (more bool) {
 		setup()
 		point := crashAt(t, h, n, op.run...)
 		if point == "" {
 			remove(h, op)
-			break
+			return false
 		}
-		what := fmt.Sprintf("%s, killed at %d (before %s), then %s", op.name, n, point, next(h, n))
+		what := fmt.Sprintf("%s, killed at %d (before %s), then %s", op.name, n, point, next(h, then))
 		if exists(h, op) { // it has happened, or, a removal, it has not
 			remove(h, op)
 			what += ", then removed"
 		}
 		if i, d := h.Becomes(empty); i < 0 {
-			t.Fatalf("%s: the host differs from one where it never happened:\n%s", what, d)
+			t.Errorf("%s: the host differs from one where it never happened:\n%s", what, d)
+			h.OK("gc")
+			empty = h.Settled()
 		}
+		return true
+	}
+	n := 1
+	for n < limit && try(n, 0) && try(n, 1) {
+		n++
 	}
 	if n < 5 || n == limit {
 		t.Fatalf("%s has %d kill points", op.name, n-1)
@@ -145,26 +151,74 @@ func firstUse(t *testing.T, args []string) {
 	h.OK(args...)
 	back()
 	unused := h.Settled()
-	n := 1
-	for ; n < limit; n++ {
+	try := func(n, then int) (more bool) {
 		if err := os.RemoveAll(h.Root); err != nil {
 			t.Fatal(err)
 		}
 		point := crashAt(t, h, n, args...)
 		if point == "" {
 			back()
-			break
+			return false
 		}
-		what := fmt.Sprintf("first use (%s) killed at %d (before %s), then %s", strings.Join(args, " "), n, point, next(h, n))
+		what := fmt.Sprintf("first use (%s) killed at %d (before %s), then %s", strings.Join(args, " "), n, point, next(h, then))
 		back()
 		if i, d := h.Becomes(unused); i < 0 {
-			t.Fatalf("%s: the host differs from an unused one:\n%s", what, d)
+			t.Errorf("%s: the host differs from an unused one:\n%s", what, d)
 		}
+		return true
+	}
+	n := 1
+	for n < limit && try(n, 0) && try(n, 1) {
+		n++
 	}
 	if n < 10 || n == limit {
 		t.Fatalf("%d kill points", n-1)
 	}
 	t.Logf("first use (%s): killed at each of %d points", strings.Join(args, " "), n-1)
+}
+
+// Cleaning up can be killed as well.
+func TestKilledCleanup(t *testing.T) {
+	for _, args := range [][]string{
+		{"create", "--name", "x", "-p", "8080:80"},
+		{"run", "--name", "x", "-p", "8080:80", "--", "true"},
+	} {
+		t.Run(args[0], func(t *testing.T) {
+			t.Parallel()
+			killedCleanup(t, args)
+		})
+	}
+}
+
+func killedCleanup(t *testing.T, args []string) {
+	h := newHost(t)
+	next(h, 0)
+	empty := h.Settled()
+	tries := 0
+	// The last points are those with the most to clean up.
+	for at := 10; ; at += 5 {
+		if crashAt(t, h, at, args...) == "" {
+			break
+		}
+		for n := 1; n < limit; n++ {
+			point := crashAt(t, h, n, "gc")
+			h.OK("gc")
+			if i, d := h.Becomes(empty); i < 0 {
+				t.Fatalf("%s killed at %d, gc killed at %d (before %s), gc: the host differs:\n%s", args[0], at, n, point, d)
+			}
+			if point == "" {
+				break
+			}
+			tries++
+			crashAt(t, h, at, args...)
+		}
+		h.OK("gc")
+	}
+	h.OK("rm", "-f", "x")
+	if tries < 10 {
+		t.Errorf("%d kill points", tries)
+	}
+	t.Logf("%s: cleaning up killed %d times", args[0], tries)
 }
 
 // crashAt runs sandnet up to its nth kill point and returns what that point
@@ -187,9 +241,9 @@ func crashAt(t *testing.T, h *lab.Host, n int, args ...string) string {
 	return strings.TrimSpace(string(point))
 }
 
-// next is what comes after a crash: one more command, of two kinds in turn.
-func next(h *lab.Host, n int) string {
-	if n%2 == 1 {
+// next is what comes after a crash: another command that changes things, or gc.
+func next(h *lab.Host, then int) string {
+	if then == 1 {
 		h.OK("gc")
 		return "gc"
 	}

@@ -127,6 +127,7 @@ func (h *Host) Unchanged(before Dump, after string) {
 }
 
 var (
+	stateDir   = regexp.MustCompile(`/run/(records|ipam)/[^/]+$`)
 	times      = regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z`)
 	counters   = regexp.MustCompile(`(?m)^#.*$| packets \d+ bytes \d+|\[\d+:\d+\]| expires \S+`)
 	routeNoise = regexp.MustCompile(`(?m)^.*(fe80:|ff00::|anycast).*$| linkdown| expires \S+| pref medium`)
@@ -251,7 +252,7 @@ func tree(dir string) []string {
 		}
 		line := fmt.Sprintf("%s %s", path, info.Mode())
 		switch {
-		case info.IsDir() && strings.Count(path[len(dir):], "/") <= 2:
+		case info.IsDir() && (strings.Count(path[len(dir):], "/") <= 2 || stateDir.MatchString(path)):
 			return nil // the state directories themselves: made at need, and kept
 		case filepath.Base(path) == "last":
 			return nil // where next-fit allocation goes on: it has to move
