@@ -6,12 +6,13 @@ SHELL       := /bin/bash
 GO      ?= go
 PREFIX  ?= /usr/local
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+COMMIT  ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 
 # A clone that belongs to somebody else (CI) has no readable VCS status.
 export GOFLAGS := $(filter-out -buildvcs=%,$(GOFLAGS)) -buildvcs=false
 
 # Static, stripped, and without the CLI library's manual page generator.
-BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -tags urfave_cli_no_docs -ldflags "-s -w -X main.version=$(VERSION)"
+BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -tags urfave_cli_no_docs -ldflags "-s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)"
 # The linter's own dependencies stay out of sandnet's go.mod.
 LINTER  := $(GO) tool -modfile=packaging/tools.mod staticcheck
 TIMEOUT ?= 8m

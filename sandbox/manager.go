@@ -140,21 +140,47 @@ func (m *Manager) begin(ctx context.Context) error {
 	if err := m.store.Prepare(); err != nil {
 		return fmt.Errorf("state directory: %w", err)
 	}
-	interrupted, err := m.store.Interrupted()
-	if err != nil {
-		return err
+	return m.cleanUp(ctx)
+}
+
+// lock takes an owner's lock, after cleaning up what a command killed since
+// begin may have left of it.
+func (m *Manager) lock(ctx context.Context, owner string) (unlock func(), err error) {
+	for {
+		unlock, err := m.store.Lock(ctx, owner)
+		if !errors.Is(err, fs.ErrExist) {
+			return unlock, err
+		}
+		if err := m.cleanUp(ctx); err != nil {
+			return nil, err
+		}
 	}
-	var errs []error
-	_, host := interrupted["host"]
-	for owner, unlock := range interrupted {
+}
+
+// cleanUp finishes what killed commands left unfinished.
+func (m *Manager) cleanUp(ctx context.Context) error {
+	// In this order: a run that was killed while its sandbox was being made is
+	// in both, and removing it takes the lock.
+	return errors.Join(m.cleanInterrupted(ctx), m.cleanAbandoned(ctx))
+}
+
+func (m *Manager) cleanInterrupted(ctx context.Context) error {
+	owners, err := m.store.Interrupted()
+	errs := []error{err}
+	_, host := owners["host"]
+	for owner, unlock := range owners {
 		defer unlock()
-		m.log.Warn("cleaning up after a command that was killed", "owner", owner)
+		m.log.Info("cleaning up after a command that was killed", "owner", owner)
 		errs = append(errs, m.recover(ctx, owner, host))
 	}
-	abandoned, err := m.store.Abandoned()
-	errs = append(errs, err)
-	for owner, release := range abandoned {
-		m.log.Warn("removing a sandbox whose run was killed", "owner", owner)
+	return errors.Join(errs...)
+}
+
+func (m *Manager) cleanAbandoned(ctx context.Context) error {
+	owners, err := m.store.Abandoned()
+	errs := []error{err}
+	for owner, release := range owners {
+		m.log.Info("removing a sandbox whose run was killed", "owner", owner)
 		errs = append(errs, m.discard(ctx, strings.TrimPrefix(owner, ownerPrefix)))
 		release()
 	}
@@ -211,7 +237,7 @@ func (m *Manager) dropSandbox(ctx context.Context, name string) error {
 
 // discard ends a sandbox with all its processes.
 func (m *Manager) discard(ctx context.Context, name string) error {
-	unlock, err := m.store.Lock(ctx, ownerPrefix+name)
+	unlock, err := m.lock(ctx, ownerPrefix+name)
 	if err != nil {
 		return err
 	}

@@ -152,7 +152,7 @@ func (m *Manager) CreateNetwork(ctx context.Context, n spec.Network) (spec.Netwo
 		return n, err
 	}
 	// Two networks made at once must not be given the same subnet.
-	unlock, err := m.store.Lock(ctx, "host")
+	unlock, err := m.lock(ctx, "host")
 	if err != nil {
 		return n, err
 	}
@@ -178,7 +178,7 @@ func (m *Manager) makeNetwork(ctx context.Context, n spec.Network, fresh bool) e
 			return err
 		}
 	}
-	unlock, err := m.store.Lock(ctx, want.Owner)
+	unlock, err := m.lock(ctx, want.Owner)
 	if err != nil {
 		return err
 	}
@@ -274,7 +274,7 @@ func (m *Manager) hostPlan() (p plan.Plan, recorded bool, err error) {
 // realize makes sure that a network is there: made on its first use and after
 // a reboot, mended where its rules were flushed or its bridge was deleted.
 func (m *Manager) realize(ctx context.Context, n spec.Network, fresh bool) (spec.Network, error) {
-	unlock, err := m.store.Lock(ctx, "host")
+	unlock, err := m.lock(ctx, "host")
 	if err != nil {
 		return n, err
 	}
@@ -338,12 +338,12 @@ func (m *Manager) RemoveNetwork(ctx context.Context, name string) error {
 }
 
 func (m *Manager) removeNetwork(ctx context.Context, name string) error {
-	unlock, err := m.store.Lock(ctx, "host")
+	unlock, err := m.lock(ctx, "host")
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	unlockNet, err := m.store.Lock(ctx, networkOwner(name))
+	unlockNet, err := m.lock(ctx, networkOwner(name))
 	if err != nil {
 		return err
 	}

@@ -30,7 +30,7 @@ func (m *Manager) Run(ctx context.Context, s spec.Sandbox, p spec.Process) (v Vi
 		p.Stdin, p.Stdout, p.Stderr = nil, nil, nil
 	} else {
 		release, err := m.store.Attach(ownerPrefix + s.Name)
-		if errors.Is(err, unix.EWOULDBLOCK) {
+		if errors.Is(err, unix.EWOULDBLOCK) || errors.Is(err, fs.ErrExist) {
 			return v, 0, duplicate(s.Name)
 		}
 		if err != nil {
@@ -52,7 +52,7 @@ func (m *Manager) Run(ctx context.Context, s spec.Sandbox, p spec.Process) (v Vi
 
 // started puts the PID of the command into the record.
 func (m *Manager) started(ctx context.Context, name string, pid int) error {
-	unlock, err := m.store.Lock(ctx, ownerPrefix+name)
+	unlock, err := m.lock(ctx, ownerPrefix+name)
 	if err != nil {
 		return err
 	}
@@ -143,7 +143,7 @@ func (m *Manager) GC(ctx context.Context, dryRun bool) ([]string, error) {
 	if dryRun {
 		return lines, nil
 	}
-	unlock, err := m.store.Lock(ctx, "host")
+	unlock, err := m.lock(ctx, "host")
 	if err != nil {
 		return lines, err
 	}

@@ -33,7 +33,7 @@ func (m *Manager) create(ctx context.Context, s spec.Sandbox) (View, error) {
 	if err := identify(&s); err != nil {
 		return View{}, err
 	}
-	unlock, err := m.store.Lock(ctx, ownerPrefix+s.Name)
+	unlock, err := m.lock(ctx, ownerPrefix+s.Name)
 	if err != nil {
 		return View{}, err
 	}
@@ -414,7 +414,7 @@ func (m *Manager) Remove(ctx context.Context, ref string, force bool) error {
 }
 
 func (m *Manager) remove(ctx context.Context, name string, force bool) error {
-	unlock, err := m.store.Lock(ctx, ownerPrefix+name)
+	unlock, err := m.lock(ctx, ownerPrefix+name)
 	if err != nil {
 		return err
 	}

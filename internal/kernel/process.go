@@ -24,7 +24,7 @@ func lookPath(p spec.Process) (string, error) {
 	switch {
 	case err == nil || errors.Is(err, exec.ErrDot):
 		return file, nil
-	case errors.Is(err, fs.ErrPermission):
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EISDIR):
 		return "", &spec.CommandError{Code: 126, Err: fmt.Errorf("%s: permission denied", p.Args[0])}
 	default:
 		return "", &spec.CommandError{Code: 127, Err: fmt.Errorf("%s: command not found", p.Args[0])}

@@ -135,13 +135,15 @@ func (s *Store) Owners() ([]string, error) {
 	return out, err
 }
 
-// Lock takes owner's lock, waiting for its holder until ctx ends.
+// Lock takes owner's lock, waiting for its holder until ctx ends. It gives
+// fs.ErrExist if the last operation on owner was killed: what that left has to
+// be cleaned up first, see Interrupted.
 func (s *Store) Lock(ctx context.Context, owner string) (unlock func(), err error) {
 	for {
-		f, err := s.tryLock("locks", owner, os.O_CREATE)
+		unlock, err := s.claim("locks", owner)
 		if err == nil {
 			crash.Point("record lock")
-			return unlocker(f), nil
+			return unlock, nil
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, fmt.Errorf("lock %s: %w", owner, err)
@@ -154,6 +156,27 @@ func (s *Store) Lock(ctx context.Context, owner string) (unlock func(), err erro
 	}
 }
 
+// claim takes a lock that nobody has and nobody died with.
+func (s *Store) claim(kind, owner string) (unlock func(), err error) {
+	f, used, err := s.tryLock(kind, owner, os.O_CREATE)
+	if err != nil {
+		return nil, err
+	}
+	if used {
+		f.Close()
+		return nil, fs.ErrExist
+	}
+	if _, err := f.WriteString(usedMark); err != nil {
+		unlocker(f)()
+		return nil, err
+	}
+	return unlocker(f), nil
+}
+
+// usedMark is what a lock file holds once its lock has been taken. An empty one
+// was made by somebody who has not got the lock yet, and so has done nothing.
+const usedMark = "held\n"
+
 // Locked reports whether an operation on owner is under way, or was killed.
 func (s *Store) Locked(owner string) bool {
 	_, err := os.Stat(s.lockPath("locks", owner))
@@ -165,14 +188,15 @@ func (s *Store) lockPath(kind, owner string) string {
 }
 
 // Attach ties owner to this process: once the process is gone without having
-// called release, Abandoned returns the owner.
+// called release, Abandoned returns the owner. EWOULDBLOCK if another process
+// has it, fs.ErrExist if one had it and is gone.
 func (s *Store) Attach(owner string) (release func(), err error) {
-	f, err := s.tryLock("attached", owner, os.O_CREATE)
+	release, err = s.claim("attached", owner)
 	if err != nil {
 		return nil, fmt.Errorf("attach to %s: %w", owner, err)
 	}
 	crash.Point("record attach")
-	return unlocker(f), nil
+	return release, nil
 }
 
 // Interrupted locks and returns every owner whose operation was killed. The
@@ -191,12 +215,16 @@ func (s *Store) unheld(kind string) (map[string]func(), error) {
 	out := map[string]func(){}
 	for _, e := range entries {
 		owner := strings.ReplaceAll(e.Name(), ":", "/")
-		f, err := s.tryLock(kind, owner, 0)
+		f, used, err := s.tryLock(kind, owner, 0)
 		if errors.Is(err, unix.EWOULDBLOCK) || errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
 			return out, err
+		}
+		if !used {
+			unlocker(f)()
+			continue
 		}
 		if kind == "locks" { // nobody is writing the record: what is half written stays so
 			os.Remove(tempName(s.path(owner)))
@@ -206,26 +234,27 @@ func (s *Store) unheld(kind string) (map[string]func(), error) {
 	return out, nil
 }
 
-// tryLock opens and flocks a lock file; the file may have been unlinked by its
-// last holder in between, then it is opened again.
-func (s *Store) tryLock(kind, owner string, flag int) (*os.File, error) {
+// tryLock opens and flocks a lock file, and says whether its lock was held
+// before. The file may have been unlinked by its last holder in between, then
+// it is opened again.
+func (s *Store) tryLock(kind, owner string, flag int) (f *os.File, used bool, err error) {
 	name := s.lockPath(kind, owner)
 	for {
 		f, err := os.OpenFile(name, os.O_RDWR|flag, 0o600)
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 			f.Close()
-			return nil, err
+			return nil, false, err
 		}
 		var have, named unix.Stat_t
 		if err := unix.Fstat(int(f.Fd()), &have); err != nil {
 			f.Close()
-			return nil, err
+			return nil, false, err
 		}
 		if err := unix.Stat(name, &named); err == nil && have.Ino == named.Ino && have.Dev == named.Dev {
-			return f, nil
+			return f, have.Size > 0, nil
 		}
 		f.Close()
 	}
