@@ -59,7 +59,10 @@ func namespace(s spec.Sandbox, f spec.Facts) []plan.Object {
 func endpoint(ep spec.Endpoint, f spec.Facts, n spec.Network, first bool) []plan.Object {
 	objs := []plan.Object{plan.Link{
 		Name: ep.HostInterface, Type: plan.Veth, MTU: ep.MTU, Master: n.Bridge, Mark: f.Mark,
-		Peer: ep.Interface, PeerNetns: f.Netns, PeerMAC: ep.MAC, Isolated: n.NoICC,
+		Peer: ep.Interface, PeerNetns: f.Netns, PeerMAC: ep.MAC,
+		// Where Docker or Kubernetes has br_netfilter on, a sandbox's packet to its
+		// own published port is translated on the bridge and turns round at its port.
+		Isolated: n.NoICC, Hairpin: len(ep.Ports) > 0,
 	}}
 	for _, a := range ep.Addresses {
 		objs = append(objs, plan.Addr{Netns: f.Netns, Link: ep.Interface, Addr: a})

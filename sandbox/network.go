@@ -63,6 +63,9 @@ func (m *Manager) complete(n spec.Network) (spec.Network, error) {
 	bridges := map[string]bool{n.Bridge: true}
 	var taken []netip.Prefix
 	for _, o := range others {
+		if o.Name == n.Name {
+			continue // another process is making the default network just now
+		}
 		bridges[o.Bridge] = true
 		taken = append(taken, o.Subnets...)
 		for _, mine := range n.Subnets {

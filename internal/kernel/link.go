@@ -94,10 +94,8 @@ func (k *Kernel) createLink(host *rtnl, l plan.Link, master int) error {
 	if err := host.flush(); err != nil {
 		return err
 	}
-	if l.Isolated {
-		if err := isolate(host, l.Name); err != nil {
-			return err
-		}
+	if err := setPort(host, l); err != nil {
+		return err
 	}
 	if l.Type != plan.Veth {
 		return nil
@@ -144,20 +142,28 @@ func (k *Kernel) raise(c *rtnl, name string, ipv6 bool) {
 	c.add("link "+name+" up", setLink(name, unix.IFF_UP), nil)
 }
 
-// isolate sets the flag of the bridge port, which goes by the index alone.
-func isolate(c *rtnl, name string) error {
-	l, err := c.link(name)
+// setPort sets the flags of a bridge port, which goes by its index alone.
+func setPort(c *rtnl, l plan.Link) error {
+	if !l.Isolated && !l.Hairpin {
+		return nil
+	}
+	have, err := c.link(l.Name)
 	if err != nil {
-		return fmt.Errorf("link %s: %w", name, err)
+		return fmt.Errorf("link %s: %w", l.Name, err)
 	}
 	req := nl.NewNetlinkRequest(unix.RTM_SETLINK, 0)
 	msg := nl.NewIfInfomsg(unix.AF_BRIDGE)
-	msg.Index = int32(l.index)
+	msg.Index = int32(have.index)
 	req.AddData(msg)
 	port := nl.NewRtAttr(unix.IFLA_PROTINFO|unix.NLA_F_NESTED, nil)
-	port.AddRtAttr(nl.IFLA_BRPORT_ISOLATED, nl.Uint8Attr(1))
+	if l.Isolated {
+		port.AddRtAttr(nl.IFLA_BRPORT_ISOLATED, nl.Uint8Attr(1))
+	}
+	if l.Hairpin {
+		port.AddRtAttr(nl.IFLA_BRPORT_MODE, nl.Uint8Attr(1))
+	}
 	req.AddData(port)
-	c.add("link "+name+" isolated", req, nil)
+	c.add("link "+l.Name+" port", req, nil)
 	return c.flush()
 }
 
@@ -195,8 +201,8 @@ func (k *Kernel) adjustLink(host *rtnl, l plan.Link, have linkInfo, master int) 
 	}
 	host.add("link "+l.Name, req, nil)
 	err := host.flush()
-	if err == nil && l.Isolated { // lost with the master
-		err = isolate(host, l.Name)
+	if err == nil { // lost with the master
+		err = setPort(host, l)
 	}
 	return 1, err
 }

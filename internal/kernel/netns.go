@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 
 	"github.com/vishvananda/netlink/nl"
@@ -31,38 +30,37 @@ func (k *Kernel) ensureNetns(n plan.Netns) (int, error) {
 	if n.Join != "" {
 		return 1, pin(n.Join, n.Path)
 	}
-	type result struct {
-		conn *rtnl
-		err  error
+	var conn *rtnl
+	var err error
+	onOwnThread(func() { conn, err = newNetns(n) })
+	if err != nil {
+		return 0, err
 	}
-	done := make(chan result, 1)
-	go func() {
-		// The thread stays in the new namespace; it ends with the goroutine.
-		runtime.LockOSThread()
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			done <- result{err: fmt.Errorf("new network namespace: %w", err)}
-			return
-		}
-		c, err := dialRtnl()
-		if err != nil {
-			done <- result{err: err}
-			return
-		}
-		// The mark comes before the pin: what is pinned is recognisably ours.
-		lo := setLink("lo", unix.IFF_UP)
-		lo.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(n.Mark)))
-		c.add("link lo up", lo, nil)
-		if err = c.flush(); err == nil {
-			err = pin("/proc/thread-self/ns/net", n.Path)
-		}
-		done <- result{c, err}
-	}()
-	r := <-done
-	if r.err != nil {
-		return 0, r.err
-	}
-	k.conns[n.Path] = r.conn
+	k.conns[n.Path] = conn
 	return 1, nil
+}
+
+// newNetns puts the calling thread into a new namespace, marks it and pins it:
+// what is pinned is recognisably ours.
+func newNetns(n plan.Netns) (*rtnl, error) {
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return nil, fmt.Errorf("new network namespace: %w", err)
+	}
+	c, err := dialRtnl()
+	if err != nil {
+		return nil, err
+	}
+	lo := setLink("lo", unix.IFF_UP)
+	lo.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(n.Mark)))
+	c.add("link lo up", lo, nil)
+	if err = c.flush(); err == nil {
+		err = pin("/proc/thread-self/ns/net", n.Path)
+	}
+	if err != nil {
+		c.close()
+		return nil, err
+	}
+	return c, nil
 }
 
 // ours reports whether the namespace pinned at n.Path is one sandnet made.

@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"runtime"
 	"syscall"
 	"time"
 
@@ -62,14 +61,9 @@ func (k *Kernel) Run(p spec.Process) (code int, err error) {
 			cmd.SysProcAttr.Foreground, cmd.SysProcAttr.Ctty = true, terminal
 		}
 	}
-	done := make(chan error, 1)
-	go func() {
-		// Namespaces and the parent-death signal belong to this thread, which
-		// therefore lives as long as the command, and no longer.
-		runtime.LockOSThread()
-		done <- supervise(p, cmd)
-	}()
-	err = <-done
+	// Namespaces and the parent-death signal belong to the thread, which
+	// therefore lives as long as the command, and no longer.
+	onOwnThread(func() { err = supervise(p, cmd) })
 	if terminal >= 0 {
 		signal.Ignore(syscall.SIGTTOU)
 		_ = unix.IoctlSetPointerInt(terminal, unix.TIOCSPGRP, unix.Getpgrp())

@@ -232,19 +232,33 @@ func parseLink(b []byte) (linkInfo, error) {
 	return l, nil
 }
 
-// inNetns runs f on a thread inside the namespace at path. The thread is not
-// unlocked: Go ends it with the goroutine, so no other code ever runs there.
-func inNetns(path string, f func() error) error {
-	done := make(chan error, 1)
+// inNetns runs f on a thread inside the namespace at path.
+func inNetns(path string, f func() error) (err error) {
+	onOwnThread(func() {
+		if err = setnsPath(path); err == nil {
+			err = f()
+		}
+	})
+	return err
+}
+
+// onOwnThread runs f on a thread of its own and waits for it. f may change the
+// thread's namespaces: the thread is never unlocked, so Go ends it with the
+// goroutine and no other code runs on it. It is not the main thread, which Go
+// cannot end, and whose namespaces are what others see as the process's.
+func onOwnThread(f func()) {
+	done := make(chan struct{})
 	go func() {
+		defer close(done)
 		runtime.LockOSThread()
-		if err := setnsPath(path); err != nil {
-			done <- err
+		if unix.Gettid() == unix.Getpid() {
+			onOwnThread(f) // while this one is taken
+			runtime.UnlockOSThread()
 			return
 		}
-		done <- f()
+		f()
 	}()
-	return <-done
+	<-done
 }
 
 // setnsPath moves the calling thread, which must be locked and never unlocked,

@@ -80,6 +80,8 @@ type Link struct {
 	PeerMAC   string `json:"peerMAC,omitempty"`
 	// Isolated keeps a bridge port from sending to other isolated ports.
 	Isolated bool `json:"isolated,omitempty"`
+	// Hairpin lets a bridge port have frames back that came from it.
+	Hairpin bool `json:"hairpin,omitempty"`
 	// IPv6 leaves the kernel's IPv6 address generation on. Off, the links get
 	// no link-local address: that is cheaper and says nothing on the wire.
 	IPv6 bool `json:"ipv6,omitempty"`
@@ -108,10 +110,17 @@ func (l Link) Commands() []string {
 	}
 	fmt.Fprintf(&b, " netns %s", ns)
 	cmds := []string{b.String(), l.raise("", l.Name)}
-	if l.Isolated {
-		cmds = append(cmds, "bridge link set dev "+l.Name+" isolated on")
+	if l.Isolated || l.Hairpin {
+		cmds = append(cmds, "bridge link set dev "+l.Name+onIf(" isolated", l.Isolated)+onIf(" hairpin", l.Hairpin))
 	}
 	return append(cmds, l.raise("-n "+ns+" ", l.Peer))
+}
+
+func onIf(flag string, set bool) string {
+	if !set {
+		return ""
+	}
+	return flag + " on"
 }
 
 func (l Link) raise(ns, name string) string {

@@ -39,7 +39,7 @@ func TestDump(t *testing.T) {
 		{"nft", "add", "table", "inet", "x"},
 		{"iptables", "-P", "FORWARD", "DROP"},
 		{"sysctl", "-qw", "net.ipv4.ip_forward=1"},
-		{"mkdir", "-p", h.Root + "/run"},
+		{"mkdir", "-p", h.Root + "/run/netns/x"},
 	} {
 		was := h.Dump()
 		h.Must(step[0], step[1:]...)
