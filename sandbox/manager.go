@@ -199,6 +199,9 @@ func (m *Manager) recover(ctx context.Context, owner string, hostLocked bool) er
 		if _, err := m.loadNetwork(name); err == nil {
 			return nil // what is missing is made on demand
 		}
+		if err := m.store.RemoveDurable(m.paths.network(name)); err != nil {
+			return err
+		}
 		if err := m.engine.Remove(ctx, owner); err != nil {
 			return err
 		}

@@ -66,6 +66,8 @@ type Store interface {
 	// WriteDurable replaces a file outside the records so that it survives a
 	// loss of power.
 	WriteDurable(path string, data []byte) error
+	// RemoveDurable removes it; a missing one is no error.
+	RemoveDurable(path string) error
 }
 
 // Journal tells what is under way, and what was when a process was killed.

@@ -359,7 +359,7 @@ func (m *Manager) removeNetwork(ctx context.Context, name string) error {
 		return err
 	}
 	crash.Point("network definition remove")
-	if err := os.Remove(m.paths.network(name)); err != nil {
+	if err := m.store.RemoveDurable(m.paths.network(name)); err != nil {
 		return err
 	}
 	// A sandbox that was allocated an address just now looks for the definition

@@ -78,7 +78,7 @@ finish() {
 	# Whatever the demonstration leaves on a failure, sandnet removes; the rest
 	# goes with the namespaces.
 	node "$sandnet" rm -f web db client >/dev/null 2>&1 || true
-	node "$sandnet" network rm backend >/dev/null 2>&1 || true
+	node "$sandnet" network rm backend bridge >/dev/null 2>&1 || true
 	node "$sandnet" gc >/dev/null 2>&1 || true
 	umount -q -R -l "$DEMO_TMP" 2>/dev/null || true
 	if [ $status = 0 ]; then
@@ -105,20 +105,16 @@ done
 node sysctl -qw net.ipv4.ip_forward=0
 good "$("$sandnet" version 2>&1 | head -1)"
 
-# The default network, once made, stays: it belongs to the state before.
-node "$sandnet" create --name warmup >/dev/null
-node "$sandnet" rm warmup >/dev/null
-sleep 0.3
 before=$(snapshot)
 
-heading "What would be done: sandnet plan"
+heading "What will be done: sandnet plan"
 show node "$sandnet" plan --name web -p 8080:80
 
 heading "A sandbox with a web server, published on port 8080"
 show node "$sandnet" create --name web -p 8080:80
 show node "$sandnet" ps
 note "the server is an ordinary process, started in the sandbox"
-node "$sandnet" exec web -- "$http" serve web 0.0.0.0:80 >"$DEMO_TMP/web.log" &
+nsenter --net=/run/netns/node -- "$sandnet" exec web -- "$http" serve web 0.0.0.0:80 >"$DEMO_TMP/web.log" &
 server=$!
 for _ in $(seq 100); do
 	! grep -q listens "$DEMO_TMP/web.log" || break
@@ -143,7 +139,7 @@ refuse lan timeout 1 "$http" get "$address:80"
 
 heading "The published port belongs to nobody else, and no process holds it"
 refuse node timeout 1 "$http" serve thief 0.0.0.0:8080
-expect "" node "$sandnet" port web
+expect "0.0.0.0:8080" node "$sandnet" port web
 
 heading "A network of one's own: names resolve, and it is closed to other networks"
 show node "$sandnet" network create backend
@@ -154,8 +150,9 @@ refuse node timeout 1 "$sandnet" run --net backend -- "$http" get "$address:80"
 heading "Everything gone again"
 kill "$server"
 wait "$server" 2>/dev/null || true
-show node "$sandnet" rm -f web db
-show node "$sandnet" network rm backend
+show node "$sandnet" rm web db
+note "the default network would stay for its next use; here it goes as well"
+show node "$sandnet" network rm backend bridge
 show node "$sandnet" ps
 for _ in $(seq 50); do
 	after=$(snapshot)

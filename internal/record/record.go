@@ -272,6 +272,16 @@ func unlocker(f *os.File) func() {
 // of power, too.
 func (s *Store) WriteDurable(path string, data []byte) error { return writeFile(path, data, true) }
 
+// RemoveDurable removes such a file, and what a killed WriteDurable left of it.
+func (s *Store) RemoveDurable(path string) error {
+	for _, p := range []string{tempName(path), path} {
+		if err := os.Remove(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
 // writeFile replaces path atomically (0600). Durable writes survive a loss of
 // power as well as of the process: the file and its directory are synced. A
 // name that starts with a dot is never a record, only a write that was killed.

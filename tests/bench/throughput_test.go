@@ -71,8 +71,8 @@ func byHand(l *lab.Lab, h *lab.Host) (one, two *lab.NS) {
 	one, two = wire("one", "10.253.0.2"), wire("two", "10.253.0.3")
 	h.Must("sysctl", "-qw", "net.ipv4.ip_forward=1")
 	h.Must("nft", `table ip byhand {
-	chain pre { type nat hook prerouting priority -100; ip daddr `+h.IP.String()+` tcp dport 5201 dnat to 10.253.0.3 }
-	chain post { type nat hook postrouting priority 100; ip saddr 10.253.0.0/24 oifname != "br0" masquerade }
+	chain pre { type nat hook prerouting priority -100; ip daddr `+h.IP.String()+` tcp dport 5201 dnat to 10.253.0.3; }
+	chain post { type nat hook postrouting priority 100; ip saddr 10.253.0.0/24 oifname != "br0" masquerade; }
 }`)
 	return one, two
 }
