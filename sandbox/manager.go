@@ -193,7 +193,7 @@ func (m *Manager) cleanAbandoned(ctx context.Context) error {
 // first. Without the host's lock, what networks share is left to the next one.
 func (m *Manager) recover(ctx context.Context, owner string, hostLocked bool) error {
 	if name, ok := strings.CutPrefix(owner, ownerPrefix); ok {
-		return m.dropSandbox(ctx, name)
+		return m.endSandbox(ctx, name)
 	}
 	if name, ok := strings.CutPrefix(owner, "network/"); ok {
 		if _, err := m.loadNetwork(name); err == nil {
@@ -245,6 +245,13 @@ func (m *Manager) discard(ctx context.Context, name string) error {
 		return err
 	}
 	defer unlock()
+	return m.endSandbox(ctx, name)
+}
+
+// endSandbox kills everything in a sandbox and removes it: in this order, since
+// the record and the pin are what its processes are found by. The caller has
+// its lock.
+func (m *Manager) endSandbox(ctx context.Context, name string) error {
 	if md, _, err := m.load(name); err == nil {
 		if err := m.killAll(md); err != nil {
 			return err

@@ -167,8 +167,8 @@ func (b *build) gather(ctx context.Context) error {
 		}
 		if !fresh[i] {
 			// It may have been removed until the address was ours; see removeNetwork.
-			if _, err := m.loadNetwork(n.Name); err != nil {
-				return err
+			if _, err := os.Stat(m.paths.network(n.Name)); err != nil {
+				return &NotFoundError{"network", n.Name}
 			}
 		} else if made.Subnets[0] != n.Subnets[0] {
 			return fmt.Errorf("network %s: %s was taken meanwhile; try again", n.Name, n.Subnets[0])

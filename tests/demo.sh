@@ -68,7 +68,7 @@ snapshot() {
 	node ip -4 -o addr | sed 's/^[0-9]*: //'
 	node ip route
 	node nft list ruleset
-	node sysctl net.ipv4.ip_forward
+	node cat /proc/sys/net/ipv4/ip_forward
 	ls "$SANDNET_ROOT/run/netns" 2>/dev/null || true
 }
 
@@ -102,7 +102,7 @@ for m in node:3 lan:9; do
 	ip -n "${m%:*}" addr add "192.168.205.${m#*:}/24" dev eth0
 	ip -n "${m%:*}" link set eth0 up
 done
-node sysctl -qw net.ipv4.ip_forward=0
+node sh -c 'echo 0 >/proc/sys/net/ipv4/ip_forward'
 good "$("$sandnet" version 2>&1 | head -1)"
 
 before=$(snapshot)

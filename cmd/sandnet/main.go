@@ -92,9 +92,14 @@ func (p *program) main(args []string) int {
 	if l.version {
 		l = line{path: []*cli.Command{p.root, p.root.Command("version")}, options: [][]string{nil, nil}}
 	}
+	// urfave/cli prepares every command it is given: only the one in question.
+	commands := p.root.Subcommands
+	if len(l.path) > 1 {
+		commands = l.path[1:2]
+	}
 	app := &cli.App{
 		Name: programName, HelpName: programName,
-		Flags: p.root.Flags, Commands: p.root.Subcommands,
+		Flags: p.root.Flags, Commands: commands,
 		Action: p.root.Action, OnUsageError: p.root.OnUsageError,
 		HideHelp: true, HideVersion: true,
 		// A comma is an ordinary character of a label's value.

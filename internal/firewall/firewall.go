@@ -64,7 +64,7 @@ func Host() []plan.Object {
 			// Published ports on 127.0.0.1 need route_localnet on the bridges;
 			// without this, a sandbox could reach everything on the host's loopback.
 			{Name: "raw-prerouting", Type: "filter", Hook: "prerouting", Priority: prioRaw, Rules: []string{
-				"iifname @bridges ip daddr 127.0.0.0/8 drop",
+				"ip daddr 127.0.0.0/8 iifname @bridges drop",
 			}},
 			// From outside, 127.0.0.0/8 is never translated: it then is a martian.
 			{Name: "prerouting", Type: "nat", Hook: "prerouting", Priority: prioDstNAT,

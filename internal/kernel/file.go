@@ -49,11 +49,19 @@ func inDir(path string, write func() error) error {
 
 // deleteFile removes a file and, with its last file, its directory.
 func deleteFile(path string) error {
+	if err := remove(path); err != nil {
+		return err
+	}
+	_ = os.Remove(filepath.Dir(path)) // refused while others are in it
+	return nil
+}
+
+// remove removes a file; a missing one is no error.
+func remove(path string) error {
 	crash.Point("file delete " + path)
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	_ = os.Remove(filepath.Dir(path)) // refused while others are in it
 	return nil
 }
 
@@ -240,7 +248,7 @@ func ensureHostsFile(h plan.HostsFile) (int, error) {
 func deleteHostsFile(h plan.HostsFile) error {
 	var errs []error
 	for _, d := range h.Dirs[1:] {
-		errs = append(errs, deleteFile(filepath.Join(d, h.Name)))
+		errs = append(errs, remove(filepath.Join(d, h.Name)))
 	}
 	return errors.Join(append(errs, deleteFile(h.Path()))...)
 }

@@ -126,12 +126,13 @@ func TestHostPortWithoutProcess(t *testing.T) {
 	p := hostPort("tcp", "0.0.0.0", 7003)
 	mustEnsurePorts(t, 1, p)
 	defer mustDeletePorts(t, p)
-	script := `import socket; socket.socket().bind(("0.0.0.0", 7003))`
-	out, err := exec.Command("python3", "-c", script).CombinedOutput()
+	// Every Debian has this much of Perl.
+	script := `socket(S, PF_INET, SOCK_STREAM, 0) && bind(S, sockaddr_in(7003, INADDR_ANY)) or die "$!\n"`
+	out, err := exec.Command("perl", "-MSocket", "-e", script).CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "Address already in use") {
 		t.Errorf("bind: %v: %s", err, out)
 	}
-	output(t, "unshare", "-n", "python3", "-c", script)
+	output(t, "unshare", "-n", "perl", "-MSocket", "-e", script)
 }
 
 func TestHostPortIdempotent(t *testing.T) {

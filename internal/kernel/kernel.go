@@ -265,7 +265,7 @@ func (k *Kernel) deleteOne(o plan.Object) error {
 	case plan.File:
 		return deleteFile(o.Path)
 	case plan.Symlink:
-		return deleteFile(o.Path)
+		return remove(o.Path)
 	case plan.HostsLine:
 		return deleteHostsLine(o)
 	case plan.HostsFile:

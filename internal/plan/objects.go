@@ -244,7 +244,7 @@ func (f File) Commands() []string {
 	return []string{fmt.Sprintf("mkdir -p %s && printf %%s %s > %s", path.Dir(f.Path), quote(f.Content), f.Path)}
 }
 
-// Symlink is a symbolic link; its directory is treated as a File's is.
+// Symlink is a symbolic link; its directory is made if needed, and stays.
 type Symlink struct {
 	Path   string `json:"path"`
 	Target string `json:"target"`

@@ -11,6 +11,7 @@ package plan
 import (
 	"encoding/json"
 	"fmt"
+	"hash/fnv"
 	"io"
 	"reflect"
 )
@@ -85,16 +86,28 @@ func (p Plan) WriteText(w io.Writer) error {
 	return nil
 }
 
+// Sum identifies the plan's content: equal plans have equal sums. It is what a
+// record starts with, so that comparing with one needs no decoding.
+func (p Plan) Sum() string {
+	h := fnv.New64a()
+	fmt.Fprintf(h, "%s %s\n", p.Owner, p.Meta)
+	for _, o := range p.Objects {
+		fmt.Fprintf(h, "%s %+v\n", o.Kind(), o)
+	}
+	return fmt.Sprintf("%016x", h.Sum64())
+}
+
 type planJSON struct {
+	Sum     string            `json:"sum"`
 	Owner   string            `json:"owner"`
 	Meta    json.RawMessage   `json:"meta,omitempty"`
 	Objects []json.RawMessage `json:"objects"`
 }
 
 // MarshalJSON writes the plan with each object's kind beside its fields:
-// {"owner":…,"meta":…,"objects":[{"kind":"addr",…},…]}.
+// {"sum":…,"owner":…,"meta":…,"objects":[{"kind":"addr",…},…]}.
 func (p Plan) MarshalJSON() ([]byte, error) {
-	out := planJSON{Owner: p.Owner, Meta: p.Meta, Objects: make([]json.RawMessage, len(p.Objects))}
+	out := planJSON{Sum: p.Sum(), Owner: p.Owner, Meta: p.Meta, Objects: make([]json.RawMessage, len(p.Objects))}
 	for i, o := range p.Objects {
 		body, err := json.Marshal(o)
 		if err != nil {

@@ -48,6 +48,9 @@ func TestJSONKeepsEveryObject(t *testing.T) {
 		cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); d != "" {
 		t.Error(d)
 	}
+	if want.Sum() != got.Sum() {
+		t.Error("the sum changed in a round trip")
+	}
 	for i, o := range want.Objects {
 		if !Equal(o, got.Objects[i]) {
 			t.Errorf("%s is not equal after a round trip", o.Key())

@@ -38,6 +38,11 @@ func TestSaveLoadRemove(t *testing.T) {
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
 	}
+	other := want
+	other.Objects = []plan.Object{plan.Symlink{Path: "a", Target: "c"}}
+	if !s.Same(want) || s.Same(other) || s.Same(plan.Plan{Owner: "sandbox/db"}) {
+		t.Error("Same does not tell the record's plan from others")
+	}
 	if owners, _ := s.Owners(); len(owners) != 1 || owners[0] != "sandbox/web" {
 		t.Errorf("Owners() = %v", owners)
 	}

@@ -210,6 +210,6 @@ func gone(prefix string) error {
 		if time.Now().After(deadline) {
 			return fmt.Errorf("links %s… do not go", prefix)
 		}
-		time.Sleep(time.Millisecond)
+		time.Sleep(100 * time.Microsecond)
 	}
 }

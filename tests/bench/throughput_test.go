@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -36,7 +37,7 @@ func throughput(b *testing.B, l *lab.Lab, h *lab.Host) []row {
 		{name: "LAN to published port", client: lan.NS, addr: h.IP.String()},
 		{name: "LAN to published port, by hand", client: lan.NS, addr: hand.IP.String()},
 	}
-	for range 5 {
+	for range 9 {
 		for _, p := range paths {
 			p.gbits = append(p.gbits, iperf(b, p))
 		}
@@ -44,9 +45,13 @@ func throughput(b *testing.B, l *lab.Lab, h *lab.Host) []row {
 	h.OK("rm", "-f", "a", "b")
 	var rows []row
 	for i := 0; i < len(paths); i += 2 {
-		got, want := median(paths[i].gbits), median(paths[i+1].gbits)
-		rows = append(rows, row{"throughput, " + paths[i].name, fmt.Sprintf("%.1f Gbit/s", got),
-			fmt.Sprintf("%.2f × by hand (%.1f Gbit/s)", got/want, want), "≥ 0.95 × by hand", verdict(got/want >= 0.95)})
+		// Throughput drifts with the machine; two runs next to each other do less.
+		var ratios []float64
+		for j, g := range paths[i].gbits {
+			ratios = append(ratios, g/paths[i+1].gbits[j])
+		}
+		rows = append(rows, row{"throughput, " + paths[i].name, fmt.Sprintf("%.1f Gbit/s", median(paths[i].gbits)),
+			fmt.Sprintf("%.2f × by hand (%.1f Gbit/s)", median(ratios), median(paths[i+1].gbits)), "≥ 0.95 × by hand", verdict(median(ratios) >= 0.95)})
 	}
 	return rows
 }
@@ -83,6 +88,8 @@ func serve(b *testing.B, n *lab.NS) {
 	p.Await("Server listening")
 }
 
+// iperf measures for two seconds, the client on one processor and the server on
+// another: left to the scheduler, that choice decides the result.
 func iperf(b *testing.B, p *path) float64 {
 	b.Helper()
 	var out struct {
@@ -92,7 +99,11 @@ func iperf(b *testing.B, p *path) float64 {
 			} `json:"sum_received"`
 		} `json:"end"`
 	}
-	text := p.client.Must("iperf3", "-c", p.addr, "-t", "2", "-O", "1", "-J")
+	args := []string{"-c", p.addr, "-t", "2", "-J"}
+	if runtime.NumCPU() > 1 {
+		args = append(args, "-A", "0,1")
+	}
+	text := p.client.Must("iperf3", args...)
 	if err := json.Unmarshal([]byte(text), &out); err != nil {
 		b.Fatalf("%s: %v", p.name, err)
 	}

@@ -34,7 +34,10 @@ var (
 	network = []string{"network", "inspect", "n"}
 	newNet  = []string{"network", "create", "n", "--subnet", "10.61.0.0/24", "--bridge", "br-n"}
 	named   = []string{"create", "--name", "x", "--net", "n", "--network-alias", "y", "--add-host", "z:10.1.2.3", "-p", "8080:80", "-p", "8080:80/udp"}
-	joined  = []string{"create", "--name", "x", "--net", "container:y"}
+	// lingering is a command that leaves a process behind: it belongs to the
+	// sandbox, and ends with it.
+	lingering = []string{"--", "sh", "-c", "sleep 1000 </dev/null >/dev/null 2>&1 &"}
+	joined    = []string{"create", "--name", "x", "--net", "container:y"}
 )
 
 var operations = []operation{
@@ -44,7 +47,7 @@ var operations = []operation{
 	{name: "create on two", target: sandbox, stage: [][]string{newNet}, run: []string{"create", "--name", "x", "--net", "n", "--net", "bridge"}},
 	{name: "create joined", target: sandbox, stage: [][]string{{"create", "--name", "y"}}, run: joined},
 	{name: "create none", target: sandbox, run: []string{"create", "--name", "x", "--net", "none"}},
-	{name: "run", target: sandbox, run: []string{"run", "--name", "x", "-p", "8080:80", "--", "true"}},
+	{name: "run", target: sandbox, run: append([]string{"run", "--name", "x", "-p", "8080:80"}, lingering...)},
 	{name: "rm", target: sandbox, setup: []string{"create", "--name", "x", "-p", "8080:80"}, run: []string{"rm", "x"}},
 	{name: "rm named", target: sandbox, stage: [][]string{newNet}, setup: named, run: []string{"rm", "x"}},
 	{name: "rm joined", target: sandbox, stage: [][]string{{"create", "--name", "y"}}, setup: joined, run: []string{"rm", "x"}},
@@ -181,7 +184,7 @@ func firstUse(t *testing.T, args []string) {
 func TestKilledCleanup(t *testing.T) {
 	for _, args := range [][]string{
 		{"create", "--name", "x", "-p", "8080:80"},
-		{"run", "--name", "x", "-p", "8080:80", "--", "true"},
+		append([]string{"run", "--name", "x", "-p", "8080:80"}, lingering...),
 	} {
 		t.Run(args[0], func(t *testing.T) {
 			t.Parallel()
