@@ -28,6 +28,9 @@ type Facts interface {
 	ProbePort(proto string, ip netip.Addr, port uint16) (release func(), err error)
 }
 
+// Preparer can start on a sandbox's namespace before its plan is made.
+type Preparer interface{ PrepareNetns() }
+
 // Processes is what the manager asks about processes.
 type Processes interface {
 	// Run runs a command in a sandbox.
@@ -43,6 +46,7 @@ type Processes interface {
 type Host interface {
 	reconcile.Kernel
 	Facts
+	Preparer
 	Processes
 }
 

@@ -17,6 +17,7 @@ import (
 // killed, the next command removes it. Detached, it returns once the command
 // runs, and the sandbox stays until it is removed.
 func (m *Manager) Run(ctx context.Context, s spec.Sandbox, p spec.Process) (v View, code int, err error) {
+	m.prepare(s)
 	if err := m.begin(ctx); err != nil {
 		return v, 0, err
 	}

@@ -23,10 +23,18 @@ import (
 
 // Create makes a sandbox. Whatever fails, nothing of it is left.
 func (m *Manager) Create(ctx context.Context, s spec.Sandbox) (View, error) {
+	m.prepare(s)
 	if err := m.begin(ctx); err != nil {
 		return View{}, err
 	}
 	return m.create(ctx, s)
+}
+
+// prepare starts what takes longest and depends on nothing.
+func (m *Manager) prepare(s spec.Sandbox) {
+	if m.paths.isRoot() && (s.Mode == spec.ModeBridge || s.Mode == spec.ModeNone) {
+		m.host.PrepareNetns()
+	}
 }
 
 func (m *Manager) create(ctx context.Context, s spec.Sandbox) (View, error) {

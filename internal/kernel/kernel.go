@@ -24,6 +24,7 @@ type Kernel struct {
 	netnsDir string
 	conns    map[string]*rtnl // by namespace path; "" is the host
 	index    map[string]int   // "NETNS LINK" to interface index
+	fresh    chan freshNetns  // see PrepareNetns
 }
 
 // New returns the host whose objects carry mark, with namespaces in netnsDir.

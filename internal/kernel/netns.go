@@ -30,37 +30,59 @@ func (k *Kernel) ensureNetns(n plan.Netns) (int, error) {
 	if n.Join != "" {
 		return 1, pin(n.Join, n.Path)
 	}
-	var conn *rtnl
-	var err error
-	onOwnThread(func() { conn, err = newNetns(n) })
-	if err != nil {
-		return 0, err
+	k.PrepareNetns()
+	fresh := <-k.fresh
+	k.fresh = nil
+	if fresh.err != nil {
+		return 0, fresh.err
 	}
-	k.conns[n.Path] = conn
-	return 1, nil
+	defer fresh.file.Close()
+	k.conns[n.Path] = fresh.conn
+	return 1, pin(fmt.Sprintf("/proc/self/fd/%d", fresh.file.Fd()), n.Path)
 }
 
-// newNetns puts the calling thread into a new namespace, marks it and pins it:
-// what is pinned is recognisably ours.
-func newNetns(n plan.Netns) (*rtnl, error) {
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		return nil, fmt.Errorf("new network namespace: %w", err)
+// freshNetns is a namespace that nothing but an open file holds, with a socket
+// inside.
+type freshNetns struct {
+	file *os.File
+	conn *rtnl
+	err  error
+}
+
+// PrepareNetns starts making the namespace that the next new Netns will pin:
+// half a millisecond in which the caller can go on deciding what to put into
+// it. Until it is pinned it ends with the process.
+func (k *Kernel) PrepareNetns() {
+	if k.fresh != nil {
+		return
 	}
-	c, err := dialRtnl()
-	if err != nil {
-		return nil, err
+	k.fresh = make(chan freshNetns, 1)
+	ready := k.fresh
+	start := func() { onOwnThread(func() { ready <- newNetns(k.mark) }) }
+	if crash.Enabled {
+		start() // the order of kill points must not vary
+	} else {
+		go start()
+	}
+}
+
+// newNetns puts the calling thread into a new namespace and marks it: what will
+// be pinned is recognisably ours.
+func newNetns(mark uint32) (f freshNetns) {
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return freshNetns{err: fmt.Errorf("new network namespace: %w", err)}
+	}
+	if f.file, f.err = os.Open("/proc/thread-self/ns/net"); f.err != nil {
+		return f
+	}
+	if f.conn, f.err = dialRtnl(); f.err != nil {
+		return f
 	}
 	lo := setLink("lo", unix.IFF_UP)
-	lo.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(n.Mark)))
-	c.add("link lo up", lo, nil)
-	if err = c.flush(); err == nil {
-		err = pin("/proc/thread-self/ns/net", n.Path)
-	}
-	if err != nil {
-		c.close()
-		return nil, err
-	}
-	return c, nil
+	lo.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(mark)))
+	f.conn.add("link lo up", lo, nil)
+	f.err = f.conn.flush()
+	return f
 }
 
 // ours reports whether the namespace pinned at n.Path is one sandnet made.
