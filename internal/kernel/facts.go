@@ -12,6 +12,15 @@ import (
 // default route excepted, also one split into halves as VPNs do; a network must
 // not overlap one. Links that skip names are left out.
 func (k *Kernel) Taken(skip func(link string) bool) ([]netip.Prefix, error) {
+	routes, err := retryDump(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	addrs, err := retryDump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	// The links come last: one that is being made meanwhile has its name then.
 	links, err := retryDump(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
@@ -21,10 +30,6 @@ func (k *Kernel) Taken(skip func(link string) bool) ([]netip.Prefix, error) {
 		names[l.Attrs().Index] = l.Attrs().Name
 	}
 	var out []netip.Prefix
-	routes, err := retryDump(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_ALL) })
-	if err != nil {
-		return nil, fmt.Errorf("list routes: %w", err)
-	}
 	for _, r := range routes {
 		if r.Dst == nil || skip(names[r.LinkIndex]) {
 			continue
@@ -33,10 +38,6 @@ func (k *Kernel) Taken(skip func(link string) bool) ([]netip.Prefix, error) {
 		if ip, ok := netip.AddrFromSlice(r.Dst.IP); ok && bits > 1 {
 			out = append(out, netip.PrefixFrom(ip.Unmap(), bits).Masked())
 		}
-	}
-	addrs, err := retryDump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
-	if err != nil {
-		return nil, fmt.Errorf("list addresses: %w", err)
 	}
 	for _, a := range addrs {
 		bits, _ := a.Mask.Size()

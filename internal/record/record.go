@@ -43,11 +43,28 @@ func (s *Store) Prepare() error {
 	if err != nil {
 		return err
 	}
-	stamp := filepath.Join(s.dir, "boot-id")
-	if old, err := os.ReadFile(stamp); err == nil && bytes.Equal(old, boot) {
+	if s.isOf(boot) {
 		return nil
-	} else if err == nil && len(old) > 0 {
-		if err := os.RemoveAll(s.dir); err != nil {
+	}
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return err
+	}
+	// The first commands after a boot often start together: one clears, the
+	// others wait and find what it has made.
+	dir, err := os.Open(s.dir)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := flock(dir, unix.LOCK_EX); err != nil {
+		return fmt.Errorf("lock %s: %w", s.dir, err)
+	}
+	if s.isOf(boot) {
+		return nil
+	}
+	stamp := s.stamp()
+	if old, err := os.ReadFile(stamp); err == nil && len(old) > 0 {
+		if err := empty(dir); err != nil {
 			return fmt.Errorf("clear state of an earlier boot: %w", err)
 		}
 	}
@@ -57,6 +74,41 @@ func (s *Store) Prepare() error {
 		}
 	}
 	return writeFile(stamp, boot, false)
+}
+
+func (s *Store) stamp() string { return filepath.Join(s.dir, "boot-id") }
+
+// isOf reports whether the directory was made since the machine has booted.
+func (s *Store) isOf(boot []byte) bool {
+	old, err := os.ReadFile(s.stamp())
+	return err == nil && bytes.Equal(old, boot)
+}
+
+// flock takes a lock on a file or directory, waiting for it unless how says not to.
+func flock(f *os.File, how int) error {
+	for {
+		if err := unix.Flock(int(f.Fd()), how); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// empty removes everything in a directory but the directory, and the stamp
+// last: a command that is killed in between leaves it to the next.
+func empty(dir *os.File) error {
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if name == "boot-id" {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(dir.Name(), name)); err != nil {
+			return err
+		}
+	}
+	return os.Remove(filepath.Join(dir.Name(), "boot-id"))
 }
 
 // Has reports whether owner has a record.
@@ -248,7 +300,7 @@ func (s *Store) tryLock(kind, owner string, flag int) (f *os.File, used bool, er
 		if err != nil {
 			return nil, false, err
 		}
-		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		if err := flock(f, unix.LOCK_EX|unix.LOCK_NB); err != nil {
 			f.Close()
 			return nil, false, err
 		}

@@ -2,8 +2,10 @@ package e2e
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/sandnet/sandnet/tests/lab"
@@ -180,24 +182,34 @@ func TestReboot(t *testing.T) {
 	l := lab.New(t)
 	old := l.Host("before")
 	old.OK("network", "create", "n", "--subnet", "10.61.0.0/24")
-	create(t, old, "a", "--net", "n", "-p", "8080:80")
-	ip := address(t, old, "a")
+	create(t, old, "web", "--net", "n", "-p", "8080:80")
+	ip := address(t, old, "web")
 
 	h := l.Host("after")
 	h.Root = old.Root
-	old.Must("umount", old.Netns("a"))
+	old.Must("umount", old.Netns("web"))
 	old.Must("sh", "-c", "echo of-an-earlier-boot > "+old.Root+"/run/boot-id")
-	if out := h.OK("ps", "-q"); out != "" {
+	// The first commands after it come all at once.
+	var wg sync.WaitGroup
+	for i := range 10 {
+		wg.Go(func() {
+			if r := h.Sandnet("create", "--name", fmt.Sprint("early", i), "--net", "n"); r.Code != 0 {
+				t.Error(r)
+			}
+		})
+	}
+	wg.Wait()
+	if out := h.OK("ps", "-q"); len(strings.Fields(out)) != 10 || h.Sandnet("inspect", "web").Code == 0 {
 		t.Errorf("sandboxes after the reboot: %s", out)
 	}
 	if out := h.OK("network", "ls"); !strings.Contains(out, "10.61.0.0/24") {
 		t.Errorf("networks after the reboot:\n%s", out)
 	}
-	a := server(t, h, "a", "--net", "n", "-p", "8080:80")
-	if now := address(t, h, "a"); !strings.HasPrefix(now, "10.61.0.") {
-		t.Errorf("a had %s and now has %s", ip, now)
+	a := server(t, h, "web", "--net", "n", "-p", "8080:80")
+	if now := address(t, h, "web"); !strings.HasPrefix(now, "10.61.0.") {
+		t.Errorf("web had %s and now has %s", ip, now)
 	}
 	h.Reaches("tcp", "127.0.0.1:8080", a, "")
-	h.OK("rm", "a")
+	h.OK(append([]string{"rm", "-f"}, strings.Fields(h.OK("ps", "-q"))...)...)
 	h.OK("network", "rm", "n")
 }
