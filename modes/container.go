@@ -27,6 +27,7 @@ func (Container) Plan(s spec.Sandbox, f spec.Facts) (plan.Plan, error) {
 	objs = append(objs, plan.Netns{Path: f.Netns, Join: f.JoinPath})
 	if f.JoinEtcDir != "" {
 		objs = append(objs, plan.Symlink{Path: f.EtcDir, Target: f.JoinEtcDir})
+		objs = append(objs, etcLink(f)...)
 	}
 	return plan.Plan{Objects: objs}, nil
 }

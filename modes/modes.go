@@ -19,17 +19,26 @@ func index(s spec.Sandbox, f spec.Facts) plan.Object {
 
 // etcFiles are resolv.conf and hostname, for `ip netns exec` and `sandnet exec`.
 func etcFiles(s spec.Sandbox, f spec.Facts) []plan.Object {
-	return []plan.Object{
+	return append(etcLink(f),
 		plan.File{Path: f.EtcDir + "/hostname", Content: s.HostnameOrID() + "\n"},
 		plan.File{Path: f.EtcDir + "/resolv.conf", Content: resolvConf(s, f.HostResolv)},
-	}
+	)
 }
 
-// hostLines are the sandbox's own lines of /etc/hosts.
+// etcLink shows the files to `ip netns exec`.
+func etcLink(f spec.Facts) []plan.Object {
+	if f.EtcLink == "" {
+		return nil
+	}
+	return []plan.Object{plan.Symlink{Path: f.EtcLink, Target: f.EtcDir}}
+}
+
+// hostLines are the sandbox's own lines of /etc/hosts, with a space: a
+// plan.HostsLine, which comes and goes, has a tab.
 func hostLines(s spec.Sandbox) string {
 	var b strings.Builder
 	for _, h := range s.Hosts {
-		fmt.Fprintf(&b, "%s\t%s\n", h.Addr, h.Name)
+		fmt.Fprintf(&b, "%s %s\n", h.Addr, h.Name)
 	}
 	return b.String()
 }

@@ -21,7 +21,7 @@ const id = "3f2a91c0d1e4b5a697887766554433221100ffeeddccbbaa9988776655443322"
 
 func facts(eps []spec.Endpoint, nets []spec.Network) spec.Facts {
 	return spec.Facts{
-		Netns: "/run/netns/web", EtcDir: "/etc/netns/web", HostsDir: "/run/sandnet/hosts",
+		Netns: "/run/netns/web", EtcDir: "/run/sandnet/etc/web", EtcLink: "/etc/netns/web", HostsDir: "/run/sandnet/hosts",
 		IndexPath: "/run/sandnet/ids/" + id, Mark: 83, Endpoints: eps, Networks: nets,
 		HostResolv: "nameserver 127.0.0.53\nnameserver 192.0.2.53\nsearch example.org\noptions edns0\n",
 	}
@@ -66,7 +66,7 @@ func TestGolden(t *testing.T) {
 		{"host", modes.Host{}, web, facts(nil, nil)},
 		{"container-sandbox", modes.Container{}, web, func() spec.Facts {
 			f := facts(nil, nil)
-			f.JoinPath, f.JoinEtcDir, f.JoinedPath = "/run/netns/db", "/etc/netns/db", "/run/sandnet/joined/db/web"
+			f.JoinPath, f.JoinEtcDir, f.JoinedPath = "/run/netns/db", "/run/sandnet/etc/db", "/run/sandnet/joined/db/web"
 			return f
 		}()},
 		{"container-pid", modes.Container{}, web, func() spec.Facts {

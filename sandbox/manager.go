@@ -144,17 +144,19 @@ func (m *Manager) begin(ctx context.Context) error {
 }
 
 // lock takes an owner's lock, after cleaning up what a command killed since
-// begin may have left of it.
+// the start of this one may have left of it.
 func (m *Manager) lock(ctx context.Context, owner string) (unlock func(), err error) {
-	for {
-		unlock, err := m.store.Lock(ctx, owner)
-		if !errors.Is(err, fs.ErrExist) {
-			return unlock, err
-		}
-		if err := m.cleanUp(ctx); err != nil {
-			return nil, err
-		}
+	unlock, err = m.store.Lock(ctx, owner)
+	if !errors.Is(err, fs.ErrExist) {
+		return unlock, err
 	}
+	if err := m.cleanUp(ctx); err != nil {
+		return nil, err
+	}
+	if unlock, err = m.store.Lock(ctx, owner); errors.Is(err, fs.ErrExist) {
+		err = fmt.Errorf("%s: what a killed command has left cannot be cleaned up; see --log-level warn", owner)
+	}
+	return unlock, err
 }
 
 // cleanUp finishes what killed commands left unfinished.
@@ -166,38 +168,47 @@ func (m *Manager) cleanUp(ctx context.Context) error {
 
 func (m *Manager) cleanInterrupted(ctx context.Context) error {
 	owners, err := m.store.Interrupted()
-	errs := []error{err}
 	_, host := owners["host"]
-	for owner, unlock := range owners {
-		defer unlock()
+	for owner, release := range owners {
 		m.log.Info("cleaning up after a command that was killed", "owner", owner)
-		errs = append(errs, m.recover(ctx, owner, host))
+		err := m.recover(ctx, owner, host)
+		if err != nil {
+			m.log.Warn("cannot clean up after a command that was killed", "owner", owner, "error", err)
+		}
+		// The host's lock guards the networks' recovery, too.
+		defer release(err == nil)
 	}
-	return errors.Join(errs...)
+	return err
 }
 
 func (m *Manager) cleanAbandoned(ctx context.Context) error {
 	owners, err := m.store.Abandoned()
-	errs := []error{err}
 	for owner, release := range owners {
-		m.log.Info("removing a sandbox whose run was killed", "owner", owner)
-		errs = append(errs, m.discard(ctx, strings.TrimPrefix(owner, ownerPrefix)))
-		release()
+		name, id, _ := strings.Cut(strings.TrimPrefix(owner, ownerPrefix), "/")
+		m.log.Info("removing a sandbox whose run was killed", "name", name)
+		err := m.discard(ctx, name, id)
+		if err != nil {
+			m.log.Warn("cannot remove a sandbox whose run was killed", "name", name, "error", err)
+		}
+		release(err == nil)
 	}
-	return errors.Join(errs...)
+	return err
 }
 
-// recover finishes what a killed command left of owner, which is locked. A
-// sandbox is removed: its making was not finished, or its removal was not. A
-// network is what its definition says: the file is written last and removed
-// first. Without the host's lock, what networks share is left to the next one.
+// recover finishes what a killed command left of owner, which is locked and
+// had been begun. A sandbox is removed: its making was not finished, or its
+// removal was not. A network is what its definition says: the file is written
+// last and removed first. Without the host's lock, what networks share is left
+// to the next one.
 func (m *Manager) recover(ctx context.Context, owner string, hostLocked bool) error {
 	if name, ok := strings.CutPrefix(owner, ownerPrefix); ok {
 		return m.endSandbox(ctx, name)
 	}
 	if name, ok := strings.CutPrefix(owner, "network/"); ok {
-		if _, err := m.loadNetwork(name); err == nil {
-			return nil // what is missing is made on demand
+		_, err := m.loadNetwork(name)
+		var missing *NotFoundError
+		if !errors.As(err, &missing) {
+			return err // what is missing is made on demand
 		}
 		if err := m.store.RemoveDurable(m.paths.network(name)); err != nil {
 			return err
@@ -205,9 +216,7 @@ func (m *Manager) recover(ctx context.Context, owner string, hostLocked bool) er
 		if err := m.engine.Remove(ctx, owner); err != nil {
 			return err
 		}
-		if err := os.RemoveAll(m.paths.ipam(name)); err != nil {
-			return err
-		}
+		m.dropPool(name)
 	}
 	if !hostLocked {
 		return nil
@@ -217,34 +226,46 @@ func (m *Manager) recover(ctx context.Context, owner string, hostLocked bool) er
 
 // dropSandbox removes everything of a sandbox. The caller has its lock.
 func (m *Manager) dropSandbox(ctx context.Context, name string) error {
-	owner := ownerPrefix + name
-	var nets []string
-	if md, _, err := m.load(name); err == nil {
-		for _, a := range md.Spec.Attach {
-			nets = append(nets, a.Network)
-		}
-	} else if errors.Is(err, fs.ErrNotExist) {
-		nets = m.pools() // killed before the record: any network may be meant
-	} else {
+	md, _, err := m.load(name)
+	recorded := err == nil
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if err := m.engine.Remove(ctx, owner); err != nil {
+	if err := m.engine.Remove(ctx, ownerPrefix+name); err != nil {
 		return err
 	}
 	var errs []error
-	for _, n := range nets {
-		errs = append(errs, m.releaseOwner(n, name))
+	if recorded {
+		for _, ep := range md.Endpoints {
+			for _, a := range ep.Addresses {
+				errs = append(errs, m.pool(ep.Network).Release(name, a.Addr()))
+			}
+		}
+		return errors.Join(errs...)
+	}
+	for _, n := range m.pools() { // killed before the record: any network may be meant
+		errs = append(errs, m.pool(n).ReleaseOwner(name))
 	}
 	return errors.Join(errs...)
 }
 
-// discard ends a sandbox with all its processes.
-func (m *Manager) discard(ctx context.Context, name string) error {
+// discard ends a sandbox with all its processes, unless the name has gone to
+// another one.
+func (m *Manager) discard(ctx context.Context, name, id string) error {
 	unlock, err := m.lock(ctx, ownerPrefix+name)
 	if err != nil {
 		return err
 	}
 	defer unlock()
+	if md, _, err := m.load(name); err != nil || md.Spec.ID != id {
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+		return err
+	}
+	if err := m.store.Begin(ownerPrefix + name); err != nil {
+		return err
+	}
 	return m.endSandbox(ctx, name)
 }
 

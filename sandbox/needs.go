@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"context"
 	"net/netip"
 
 	"github.com/sandnet/sandnet/internal/plan"
@@ -80,10 +81,13 @@ type Journal interface {
 	Prepare() error
 	// Locked reports whether an operation on owner is under way, or was killed.
 	Locked(owner string) bool
+	// Begin says that the holder of owner's lock starts to change something.
+	Begin(owner string) error
 	// Attach ties owner to this process until release.
-	Attach(owner string) (release func(), err error)
-	// Interrupted locks the owners whose operation was killed, Abandoned those
-	// that were attached to a process which is gone; each with its release.
-	Interrupted() (map[string]func(), error)
-	Abandoned() (map[string]func(), error)
+	Attach(ctx context.Context, owner string) (release func(), err error)
+	// Interrupted locks the owners whose operation was killed after it had
+	// begun, Abandoned those that were attached to a process which is gone. An
+	// owner that is released as not done comes again.
+	Interrupted() (map[string]func(done bool), error)
+	Abandoned() (map[string]func(done bool), error)
 }

@@ -177,7 +177,7 @@ func (m *Manager) makeNetwork(ctx context.Context, n spec.Network, fresh bool) e
 	}
 	want := m.nets.Network(n, m.paths.Mark)
 	if m.store.Same(want) {
-		if exists, _, err := m.host.HasLink(n.Bridge); err != nil || exists {
+		if _, ours, err := m.host.HasLink(n.Bridge); err != nil || ours {
 			return err
 		}
 	}
@@ -186,6 +186,9 @@ func (m *Manager) makeNetwork(ctx context.Context, n spec.Network, fresh bool) e
 		return err
 	}
 	defer unlock()
+	if err := m.store.Begin(want.Owner); err != nil {
+		return err
+	}
 	_, err = m.engine.Apply(ctx, want)
 	if err == nil && fresh {
 		err = m.saveNetwork(n)
@@ -216,6 +219,9 @@ func (m *Manager) makeHost(ctx context.Context) error {
 		return err
 	}
 	if !recorded {
+		if err := m.store.Begin(want.Owner); err != nil {
+			return err
+		}
 		_, err = m.engine.Apply(ctx, want)
 		return err
 	}
@@ -232,8 +238,15 @@ func (m *Manager) makeHost(ctx context.Context) error {
 		if err != nil || owner == want.Owner {
 			continue // gone meanwhile
 		}
-		if _, err := m.host.Ensure(ctx, p.Objects); err != nil {
+		// What was in the table, and no more: the owner is not locked.
+		elements := slices.DeleteFunc(p.Objects, func(o plan.Object) bool { return o.Kind() != plan.KindElement })
+		if _, err := m.host.Ensure(ctx, elements); err != nil {
 			m.log.Warn("cannot mend", "owner", owner, "error", err)
+		}
+		if !m.store.Has(owner) {
+			if err := m.host.Delete(ctx, elements); err != nil {
+				m.log.Warn("cannot take back", "owner", owner, "error", err)
+			}
 		}
 	}
 	return nil
@@ -245,6 +258,9 @@ func (m *Manager) hostPlan() (p plan.Plan, recorded bool, err error) {
 	foreign, err := m.host.ForeignForward()
 	if err != nil {
 		m.log.Warn("cannot tell whether another firewall drops forwarded packets", "error", err)
+		if old, err := m.store.Load("host"); err == nil {
+			return old, true, nil
+		}
 	}
 	for _, restore := range []string{"0", ""} {
 		if p := m.nets.Shared(restore, foreign); m.store.Same(p) {
@@ -275,20 +291,22 @@ func (m *Manager) hostPlan() (p plan.Plan, recorded bool, err error) {
 }
 
 // realize makes sure that a network is there: made on its first use and after
-// a reboot, mended where its rules were flushed or its bridge was deleted.
-func (m *Manager) realize(ctx context.Context, n spec.Network, fresh bool) (spec.Network, error) {
+// a reboot, mended where its rules were flushed. n is as the caller found it;
+// what it is now, with the host's lock held, decides.
+func (m *Manager) realize(ctx context.Context, n spec.Network) error {
 	unlock, err := m.lock(ctx, "host")
 	if err != nil {
-		return n, err
+		return err
 	}
 	defer unlock()
-	if fresh {
-		// Another process may have been faster, or have taken the subnet.
-		if n, fresh, err = m.findNetwork(n.Name); err != nil {
-			return n, err
-		}
+	now, fresh, err := m.findNetwork(n.Name)
+	if err != nil {
+		return err
 	}
-	return n, m.makeNetwork(ctx, n, fresh)
+	if !slices.Equal(now.Subnets, n.Subnets) || now.Bridge != n.Bridge {
+		return fmt.Errorf("network %s was made anew meanwhile; try again", n.Name)
+	}
+	return m.makeNetwork(ctx, now, fresh)
 }
 
 // PruneNetworks removes the user-defined networks without sandboxes.
@@ -358,14 +376,16 @@ func (m *Manager) removeNetwork(ctx context.Context, name string) error {
 	if err := m.unused(n); err != nil {
 		return err
 	}
+	// A sandbox that is just being made has its address, and so was seen; or it
+	// waits for the host's lock, and will see that the network is gone.
+	for _, owner := range []string{"host", networkOwner(name)} {
+		if err := m.store.Begin(owner); err != nil {
+			return err
+		}
+	}
 	crash.Point("network definition remove")
 	if err := m.store.RemoveDurable(m.paths.network(name)); err != nil {
 		return err
-	}
-	// A sandbox that was allocated an address just now looks for the definition
-	// afterwards: either it is seen here, or it sees that the network is gone.
-	if err := m.unused(n); err != nil {
-		return errors.Join(err, m.saveNetwork(n))
 	}
 	return m.dropNetwork(ctx, name)
 }
@@ -396,10 +416,7 @@ func (m *Manager) dropNetwork(ctx context.Context, name string) error {
 	if err := m.engine.Remove(ctx, networkOwner(name)); err != nil {
 		return err
 	}
-	crash.Point("network pool remove")
-	if err := os.RemoveAll(m.paths.ipam(name)); err != nil {
-		return err
-	}
+	m.dropPool(name)
 	return m.dropHostIfUnused(ctx)
 }
 
@@ -424,8 +441,18 @@ func (m *Manager) pools() []string {
 	return out
 }
 
-func (m *Manager) releaseOwner(network, owner string) error {
-	return OpenPool(m.paths.ipam(network), spec.Network{Name: network}).ReleaseOwner(owner)
+// pool is a network's pool, to give addresses back to.
+func (m *Manager) pool(network string) *Pool {
+	return OpenPool(m.paths.ipam(network), spec.Network{Name: network})
+}
+
+// dropPool removes a network's pool, unless a sandbox that is just being made,
+// and will find that its network is gone, has an address of it.
+func (m *Manager) dropPool(network string) {
+	dir := m.paths.ipam(network)
+	crash.Point("network pool remove")
+	_ = os.Remove(filepath.Join(dir, lastFile))
+	_ = os.Remove(dir)
 }
 
 // Networks returns all networks, sorted by name; the default one is among them

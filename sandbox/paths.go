@@ -12,9 +12,9 @@ type Paths struct {
 	Run string
 	// Lib outlives it: the networks' definitions.
 	Lib string
-	// Netns has the pinned namespaces, Etc the files of each, as ip-netns(8)
-	// expects them.
-	Netns, Etc string
+	// Netns has the pinned namespaces. EtcLinks, unless empty, has a link to the
+	// files of each, where ip-netns(8) looks for them.
+	Netns, EtcLinks string
 	// Mark is the link group that says a link belongs to this root.
 	Mark uint32
 }
@@ -22,7 +22,7 @@ type Paths struct {
 // PathsFor returns the paths below root, or for an empty root the system's own.
 func PathsFor(root string) (Paths, error) {
 	if root == "" {
-		return Paths{Run: "/run/sandnet", Lib: "/var/lib/sandnet", Netns: "/run/netns", Etc: "/etc/netns", Mark: mark("/")}, nil
+		return Paths{Run: "/run/sandnet", Lib: "/var/lib/sandnet", Netns: "/run/netns", EtcLinks: "/etc/netns", Mark: mark("/")}, nil
 	}
 	root, err := filepath.Abs(root)
 	if err != nil {
@@ -33,7 +33,7 @@ func PathsFor(root string) (Paths, error) {
 	}
 	run := filepath.Join(root, "run")
 	return Paths{Run: run, Lib: filepath.Join(root, "lib"), Netns: filepath.Join(run, "netns"),
-		Etc: filepath.Join(run, "etc"), Mark: mark(root)}, nil
+		Mark: mark(root)}, nil
 }
 
 // mark is 'S' and 24 bits of the root's hash: two roots in one network
@@ -51,5 +51,13 @@ func (p Paths) ipam(network string) string { return filepath.Join(p.Run, "ipam",
 func (p Paths) hosts() string              { return filepath.Join(p.Run, "hosts") }
 func (p Paths) joined(name string) string  { return filepath.Join(p.Run, "joined", name) }
 func (p Paths) netns(name string) string   { return filepath.Join(p.Netns, name) }
-func (p Paths) etc(name string) string     { return filepath.Join(p.Etc, name) }
-func (p Paths) isRoot() bool               { return os.Geteuid() == 0 }
+func (p Paths) etc(name string) string     { return filepath.Join(p.Run, "etc", name) }
+
+// etcLink is where ip-netns(8) looks for the files; empty if it does not.
+func (p Paths) etcLink(name string) string {
+	if p.EtcLinks == "" {
+		return ""
+	}
+	return filepath.Join(p.EtcLinks, name)
+}
+func (p Paths) isRoot() bool { return os.Geteuid() == 0 }

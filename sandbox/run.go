@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/sandnet/sandnet/internal/spec"
 )
 
@@ -30,10 +28,7 @@ func (m *Manager) Run(ctx context.Context, s spec.Sandbox, p spec.Process) (v Vi
 	if p.Detach {
 		p.Stdin, p.Stdout, p.Stderr = nil, nil, nil
 	} else {
-		release, err := m.store.Attach(ownerPrefix + s.Name)
-		if errors.Is(err, unix.EWOULDBLOCK) || errors.Is(err, fs.ErrExist) {
-			return v, 0, duplicate(s.Name)
-		}
+		release, err := m.store.Attach(ctx, ownerPrefix+s.Name+"/"+s.ID)
 		if err != nil {
 			return v, 0, err
 		}
@@ -43,24 +38,27 @@ func (m *Manager) Run(ctx context.Context, s spec.Sandbox, p spec.Process) (v Vi
 		return v, 0, err
 	}
 	p.Netns, p.EtcDir, p.Hostname = v.Netns, m.paths.etc(s.Name), m.hostname(s)
-	p.Started = func(pid int) error { return m.started(ctx, s.Name, pid) }
+	p.Started = func(pid int) error { return m.started(ctx, s, pid) }
 	code, err = m.host.Run(p)
 	if err != nil || !p.Detach {
-		err = errors.Join(err, m.discard(context.WithoutCancel(ctx), s.Name))
+		err = errors.Join(err, m.discard(context.WithoutCancel(ctx), s.Name, s.ID))
 	}
 	return v, code, err
 }
 
 // started puts the PID of the command into the record.
-func (m *Manager) started(ctx context.Context, name string, pid int) error {
-	unlock, err := m.lock(ctx, ownerPrefix+name)
+func (m *Manager) started(ctx context.Context, s spec.Sandbox, pid int) error {
+	unlock, err := m.lock(ctx, ownerPrefix+s.Name)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	md, p, err := m.load(name)
+	md, p, err := m.load(s.Name)
 	if err != nil {
 		return err
+	}
+	if md.Spec.ID != s.ID {
+		return &NotFoundError{"sandbox", s.ID}
 	}
 	md.PID, md.Start = pid, m.host.ProcessStart(pid)
 	if p.Meta, err = json.Marshal(md); err != nil {
@@ -124,13 +122,14 @@ func (m *Manager) GC(ctx context.Context, dryRun bool) ([]string, error) {
 		return lines, err
 	}
 	for _, network := range m.pools() {
-		pool := OpenPool(m.paths.ipam(network), spec.Network{Name: network})
+		pool := m.pool(network)
 		used, err := pool.InUse()
 		if err != nil {
 			return lines, err
 		}
 		for _, u := range used {
-			if m.store.Has(ownerPrefix+u.Owner) || m.store.Locked(ownerPrefix+u.Owner) {
+			// In this order: a create that ends in between has its record by then.
+			if m.store.Locked(ownerPrefix+u.Owner) || m.store.Has(ownerPrefix+u.Owner) {
 				continue
 			}
 			lines = append(lines, fmt.Sprintf("address %s of network %s", u.Addr, network))
@@ -149,5 +148,8 @@ func (m *Manager) GC(ctx context.Context, dryRun bool) ([]string, error) {
 		return lines, err
 	}
 	defer unlock()
+	if err := m.store.Begin("host"); err != nil {
+		return lines, err
+	}
 	return lines, m.dropHostIfUnused(ctx)
 }

@@ -52,6 +52,15 @@ func (m *Manager) create(ctx context.Context, s spec.Sandbox) (View, error) {
 	if _, err := os.Lstat(m.paths.netns(s.Name)); err == nil && s.Mode != spec.ModeHost {
 		return View{}, &spec.InputError{What: "name", Value: s.Name, Why: m.paths.netns(s.Name) + " exists and is not sandnet's"}
 	}
+	if link := m.paths.etcLink(s.Name); link != "" {
+		// What an earlier boot left of ours points to where its files were.
+		if to, err := os.Readlink(link); !errors.Is(err, fs.ErrNotExist) && to != m.paths.etc(s.Name) {
+			return View{}, &spec.InputError{What: "name", Value: s.Name, Why: link + " exists and is not sandnet's"}
+		}
+	}
+	if err := m.store.Begin(ownerPrefix + s.Name); err != nil {
+		return View{}, err
+	}
 	b := &build{m: m, s: s}
 	defer b.release()
 	if err := b.gather(ctx); err != nil {
@@ -113,7 +122,7 @@ func (b *build) undo(ctx context.Context) error {
 	}
 	var errs []error
 	for _, a := range b.s.Attach {
-		errs = append(errs, b.m.releaseOwner(a.Network, b.s.Name))
+		errs = append(errs, b.m.pool(a.Network).ReleaseOwner(b.s.Name))
 	}
 	return errors.Join(errs...)
 }
@@ -123,7 +132,7 @@ func (b *build) undo(ctx context.Context) error {
 func (b *build) gather(ctx context.Context) error {
 	m, s := b.m, b.s
 	b.facts = spec.Facts{
-		Netns: m.paths.netns(s.Name), EtcDir: m.paths.etc(s.Name), HostsDir: m.paths.hosts(),
+		Netns: m.paths.netns(s.Name), EtcDir: m.paths.etc(s.Name), EtcLink: m.paths.etcLink(s.Name), HostsDir: m.paths.hosts(),
 		IndexPath: filepath.Join(m.paths.ids(), s.ID), Mark: m.paths.Mark, HostResolv: hostResolv(),
 	}
 	b.meta = meta{Spec: s, Netns: b.facts.Netns, Created: time.Now().UTC().Truncate(time.Millisecond)}
@@ -136,10 +145,9 @@ func (b *build) gather(ctx context.Context) error {
 	case spec.ModeNone:
 		return nil
 	}
-	fresh := make([]bool, len(s.Attach))
 	b.facts.Networks = make([]spec.Network, len(s.Attach))
 	for i, a := range s.Attach {
-		n, isNew, err := m.findNetwork(a.Network)
+		n, _, err := m.findNetwork(a.Network)
 		var missing *NotFoundError
 		if errors.As(err, &missing) {
 			return &spec.InputError{What: "network", Value: a.Network, Why: "there is no such network",
@@ -148,7 +156,7 @@ func (b *build) gather(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		b.facts.Networks[i], fresh[i] = n, isNew
+		b.facts.Networks[i] = n
 	}
 	ports, err := b.ports()
 	if err != nil {
@@ -168,18 +176,9 @@ func (b *build) gather(ctx context.Context) error {
 	if b.dry {
 		return nil
 	}
-	for i, n := range b.facts.Networks {
-		made, err := m.realize(ctx, n, fresh[i])
-		if err != nil {
+	for _, n := range b.facts.Networks {
+		if err := m.realize(ctx, n); err != nil {
 			return err
-		}
-		if !fresh[i] {
-			// It may have been removed until the address was ours; see removeNetwork.
-			if _, err := os.Stat(m.paths.network(n.Name)); err != nil {
-				return &NotFoundError{"network", n.Name}
-			}
-		} else if made.Subnets[0] != n.Subnets[0] {
-			return fmt.Errorf("network %s: %s was taken meanwhile; try again", n.Name, n.Subnets[0])
 		}
 	}
 	return nil
@@ -221,18 +220,18 @@ func hostInterface(id string, i int) string { return "sv" + id[:11] + strconv.Fo
 // join finds the namespace of ModeContainer.
 func (b *build) join() error {
 	m, ref := b.m, b.s.Join
+	// A number is a process, unless a sandbox has it for a name.
+	if pid, err := strconv.Atoi(ref); err == nil && pid > 0 && !m.store.Has(ownerPrefix+ref) {
+		path := fmt.Sprintf("/proc/%d/ns/net", pid)
+		if _, err := os.Stat(path); err == nil {
+			b.facts.JoinPath = path
+			return nil
+		}
+	}
 	name, err := m.resolve(ref)
 	var missing *NotFoundError
 	if errors.As(err, &missing) {
-		pid, numErr := strconv.Atoi(ref)
-		if numErr != nil || pid <= 0 {
-			return gone(ref, "there is no such sandbox or process")
-		}
-		b.facts.JoinPath = fmt.Sprintf("/proc/%d/ns/net", pid)
-		if _, err := os.Stat(b.facts.JoinPath); err != nil {
-			return gone(ref, "there is no such sandbox or process")
-		}
-		return nil
+		return gone(ref, "there is no such sandbox or process")
 	}
 	if err != nil {
 		return err
@@ -295,6 +294,13 @@ func (b *build) port(p spec.Port) (uint16, error) {
 	for i := range n {
 		port := first + uint16((start+i)%n)
 		release, err := b.m.host.ProbePort(string(p.Proto), p.HostIP, port)
+		if q := p; err == nil && p.Proto == spec.SCTP {
+			// bind(2) tells nothing where the kernel has no SCTP of its own.
+			if q.HostPort = port; b.m.publisher(q) != "" {
+				release()
+				err = unix.EADDRINUSE
+			}
+		}
 		if err == nil {
 			b.held = append(b.held, release)
 			return port, nil
@@ -440,13 +446,18 @@ func (m *Manager) remove(ctx context.Context, name string, force bool) error {
 	}
 	switch {
 	case force:
-		if err := m.killAll(md); err != nil {
-			return err
-		}
 	case m.running(md):
 		return &HintError{fmt.Errorf("sandbox %s is running", name), "stop its command first, or use 'sandnet rm -f " + name + "'"}
 	case len(joined) > 0:
 		return &HintError{fmt.Errorf("sandbox %s is joined by %s", name, joined[0].Name()), "remove that first, or use 'sandnet rm -f " + name + "'"}
+	}
+	if err := m.store.Begin(ownerPrefix + name); err != nil {
+		return err
+	}
+	if force {
+		if err := m.killAll(md); err != nil {
+			return err
+		}
 	}
 	if len(joined) > 0 {
 		// Their pins keep the namespace, and so the links, alive.

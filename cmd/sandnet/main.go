@@ -173,6 +173,10 @@ func (p *program) manager(c *cli.Context) (*sandbox.Manager, error) {
 
 // openHost wires up the host at root. It does not touch anything yet.
 func openHost(root string, log *slog.Logger) (*sandbox.Manager, error) {
+	// Namespaces are pinned by mounts, which have to outlive this process.
+	if err := kernel.LeaveTransientMounts(); err != nil {
+		return nil, err
+	}
 	paths, err := sandbox.PathsFor(root)
 	if err != nil {
 		return nil, err

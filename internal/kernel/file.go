@@ -123,19 +123,20 @@ func ensureHostsLine(h plan.HostsLine) (int, error) {
 }
 
 func deleteHostsLine(h plan.HostsLine) error {
-	last := false
 	err := inHosts(h.Dir, false, func(file string) error {
-		return editHosts(file, func(text string) string {
+		empty := false
+		err := editHosts(file, func(text string) string {
 			text = withoutAddr(text, h)
-			last = last || filepath.Base(file) == plan.SharedHosts && text == plan.LocalHosts
+			empty = text == plan.LocalHosts
 			return text
 		})
+		if err == nil && empty && filepath.Base(file) == plan.SharedHosts {
+			err = deleteFile(file)
+		}
+		return err
 	})
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
-	}
-	if err == nil && last {
-		return deleteFile(filepath.Join(h.Dir, plan.SharedHosts))
 	}
 	return err
 }
@@ -152,25 +153,14 @@ func withoutAddr(text string, h plan.HostsLine) string {
 
 // inHosts calls f for each hosts file in dir while nobody else changes one.
 func inHosts(dir string, create bool, f func(file string) error) error {
-	if create {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return err
-		}
-	}
-	d, err := os.Open(dir)
+	d, err := lockDir(dir, create)
 	if err != nil {
 		return err
 	}
 	defer d.Close()
-	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX); err != nil {
-		return fmt.Errorf("lock %s: %w", dir, err)
-	}
 	shared := filepath.Join(dir, plan.SharedHosts)
 	if _, err := os.Stat(shared); create && errors.Is(err, fs.ErrNotExist) {
 		crash.Point("hosts " + shared)
-		if err := os.MkdirAll(dir, 0o755); err != nil { // removed since it was opened
-			return err
-		}
 		if err := os.WriteFile(shared, []byte(plan.LocalHosts), 0o644); err != nil {
 			return err
 		}
@@ -185,6 +175,35 @@ func inHosts(dir string, create bool, f func(file string) error) error {
 		}
 	}
 	return nil
+}
+
+// lockDir opens and locks a directory that goes with its last file.
+func lockDir(dir string, create bool) (*os.File, error) {
+	for {
+		if create {
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				return nil, err
+			}
+		}
+		d, err := os.Open(dir)
+		if create && errors.Is(err, fs.ErrNotExist) {
+			continue // removed since
+		}
+		if err != nil {
+			return nil, err
+		}
+		if err := unix.Flock(int(d.Fd()), unix.LOCK_EX); err != nil {
+			d.Close()
+			return nil, fmt.Errorf("lock %s: %w", dir, err)
+		}
+		have, err := d.Stat()
+		if err == nil {
+			if now, err := os.Stat(dir); err == nil && os.SameFile(have, now) {
+				return d, nil
+			}
+		}
+		d.Close()
+	}
 }
 
 // editHosts changes a file in place: its inode may be mounted in sandboxes.
@@ -202,14 +221,16 @@ func editHosts(file string, edit func(string) string) error {
 	if err != nil {
 		return err
 	}
-	text := edit(string(old))
+	text := edit(strings.TrimRight(string(old), "\n") + "\n")
 	if text == string(old) {
 		return nil
 	}
 	crash.Point("hosts " + file)
-	if _, err := f.WriteAt([]byte(text), 0); err != nil {
+	// A shorter text is filled up with empty lines, should we not get to cut them.
+	if _, err := f.WriteAt([]byte(text+strings.Repeat("\n", max(0, len(old)-len(text)))), 0); err != nil {
 		return err
 	}
+	crash.Point("hosts truncate " + file)
 	return f.Truncate(int64(len(text)))
 }
 

@@ -321,7 +321,15 @@ func ProbePort(proto string, ip netip.Addr, port uint16) (release func(), err er
 	if family == unix.AF_INET6 {
 		_ = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
 	}
-	if err := unix.Bind(fd, addr); err != nil {
+	err = unix.Bind(fd, addr)
+	if errors.Is(err, unix.EADDRINUSE) && number == unix.IPPROTO_TCP {
+		// Connections in TIME_WAIT hold nobody up but a bind without this option;
+		// a listener holds it up with it, too.
+		if e := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); e == nil {
+			err = unix.Bind(fd, addr)
+		}
+	}
+	if err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("%s: %w", what, os.NewSyscallError("bind", err))
 	}

@@ -3,7 +3,8 @@
 // describe: a store found from an earlier boot is emptied.
 //
 // An owner's lock file exists only while an operation on it is under way. One
-// that nobody holds says that the operation was killed: Interrupted finds
+// that nobody holds, and whose holder had begun to change something, says that
+// the operation was killed: Interrupted finds
 // those, so that every command can clean up after its predecessor at the
 // price of reading one directory, which is nearly always empty.
 package record
@@ -195,43 +196,50 @@ func (s *Store) Owners() ([]string, error) {
 // fs.ErrExist if the last operation on owner was killed: what that left has to
 // be cleaned up first, see Interrupted.
 func (s *Store) Lock(ctx context.Context, owner string) (unlock func(), err error) {
+	unlock, err = s.wait(ctx, "locks", owner)
+	if err != nil {
+		return nil, fmt.Errorf("lock %s: %w", owner, err)
+	}
+	crash.Point("record lock")
+	return unlock, nil
+}
+
+// wait claims a lock once its holder lets go of it.
+func (s *Store) wait(ctx context.Context, kind, owner string) (release func(), err error) {
 	for {
-		unlock, err := s.claim("locks", owner)
-		if err == nil {
-			crash.Point("record lock")
-			return unlock, nil
-		}
+		release, err := s.claim(kind, owner)
 		if !errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("lock %s: %w", owner, err)
+			return release, err
 		}
 		select {
 		case <-ctx.Done():
-			return nil, fmt.Errorf("lock %s: another sandnet is working on it: %w", owner, ctx.Err())
-		case <-time.After(2 * time.Millisecond):
+			return nil, fmt.Errorf("another sandnet is working on it: %w", ctx.Err())
+		case <-time.After(time.Millisecond):
 		}
 	}
 }
 
 // claim takes a lock that nobody has and nobody died with.
 func (s *Store) claim(kind, owner string) (unlock func(), err error) {
-	f, used, err := s.tryLock(kind, owner, os.O_CREATE)
+	f, begun, err := s.tryLock(kind, owner, os.O_CREATE)
 	if err != nil {
 		return nil, err
 	}
-	if used {
+	if begun {
 		f.Close()
 		return nil, fs.ErrExist
 	}
-	if _, err := f.WriteString(usedMark); err != nil {
-		unlocker(f)()
-		return nil, err
-	}
-	return unlocker(f), nil
+	release := releaser(f)
+	return func() { release(true) }, nil
 }
 
-// usedMark is what a lock file holds once its lock has been taken. An empty one
-// was made by somebody who has not got the lock yet, and so has done nothing.
-const usedMark = "held\n"
+// Begin says that the holder of owner's lock is about to change something: if
+// it is killed from now on, Interrupted returns the owner. Until then a lock
+// file is empty and says nothing.
+func (s *Store) Begin(owner string) error {
+	crash.Point("record begin")
+	return os.WriteFile(s.lockPath("locks", owner), []byte("begun\n"), 0o600)
+}
 
 // Locked reports whether an operation on owner is under way, or was killed.
 func (s *Store) Locked(owner string) bool {
@@ -244,56 +252,56 @@ func (s *Store) lockPath(kind, owner string) string {
 }
 
 // Attach ties owner to this process: once the process is gone without having
-// called release, Abandoned returns the owner. EWOULDBLOCK if another process
-// has it, fs.ErrExist if one had it and is gone.
-func (s *Store) Attach(owner string) (release func(), err error) {
-	release, err = s.claim("attached", owner)
+// called release, Abandoned returns the owner. The owner must be new.
+func (s *Store) Attach(ctx context.Context, owner string) (release func(), err error) {
+	release, err = s.wait(ctx, "attached", owner)
 	if err != nil {
 		return nil, fmt.Errorf("attach to %s: %w", owner, err)
 	}
 	crash.Point("record attach")
-	return release, nil
+	return release, os.WriteFile(s.lockPath("attached", owner), []byte("begun\n"), 0o600)
 }
 
-// Interrupted locks and returns every owner whose operation was killed. The
-// caller cleans each up and calls its unlock.
-func (s *Store) Interrupted() (map[string]func(), error) { return s.unheld("locks") }
+// Interrupted locks and returns every owner whose operation was killed after
+// it had begun. The caller cleans each up and calls its release, with false if
+// it could not: the owner is then returned again.
+func (s *Store) Interrupted() (map[string]func(done bool), error) { return s.unheld("locks") }
 
 // Abandoned returns every owner that was attached to a process which is gone.
-// The caller removes each and calls its release.
-func (s *Store) Abandoned() (map[string]func(), error) { return s.unheld("attached") }
+// The caller removes each and calls its release, as for Interrupted.
+func (s *Store) Abandoned() (map[string]func(done bool), error) { return s.unheld("attached") }
 
-func (s *Store) unheld(kind string) (map[string]func(), error) {
+func (s *Store) unheld(kind string) (map[string]func(done bool), error) {
 	entries, err := os.ReadDir(filepath.Join(s.dir, kind))
 	if err != nil || len(entries) == 0 {
 		return nil, err
 	}
-	out := map[string]func(){}
+	out := map[string]func(bool){}
 	for _, e := range entries {
 		owner := strings.ReplaceAll(e.Name(), ":", "/")
-		f, used, err := s.tryLock(kind, owner, 0)
+		f, begun, err := s.tryLock(kind, owner, 0)
 		if errors.Is(err, unix.EWOULDBLOCK) || errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
 			return out, err
 		}
-		if !used {
-			unlocker(f)()
-			continue
-		}
 		if kind == "locks" { // nobody is writing the record: what is half written stays so
 			os.Remove(tempName(s.path(owner)))
 		}
-		out[owner] = unlocker(f)
+		if begun {
+			out[owner] = releaser(f)
+		} else {
+			releaser(f)(true)
+		}
 	}
 	return out, nil
 }
 
-// tryLock opens and flocks a lock file, and says whether its lock was held
-// before. The file may have been unlinked by its last holder in between, then
+// tryLock opens and flocks a lock file, and says whether its holder
+// had begun to change something. The file may have been unlinked by its last holder in between, then
 // it is opened again.
-func (s *Store) tryLock(kind, owner string, flag int) (f *os.File, used bool, err error) {
+func (s *Store) tryLock(kind, owner string, flag int) (f *os.File, begun bool, err error) {
 	name := s.lockPath(kind, owner)
 	for {
 		f, err := os.OpenFile(name, os.O_RDWR|flag, 0o600)
@@ -316,10 +324,13 @@ func (s *Store) tryLock(kind, owner string, flag int) (f *os.File, used bool, er
 	}
 }
 
-func unlocker(f *os.File) func() {
-	return func() {
+// releaser ends a lock. What is not done keeps its file, for the next to find.
+func releaser(f *os.File) func(done bool) {
+	return func(done bool) {
 		crash.Point("record unlock")
-		os.Remove(f.Name())
+		if done {
+			os.Remove(f.Name())
+		}
 		f.Close()
 	}
 }

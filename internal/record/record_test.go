@@ -125,7 +125,13 @@ func TestAKilledHolderIsFound(t *testing.T) {
 		if _, err := s.Lock(context.Background(), "sandbox/web"); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := s.Attach("sandbox/run"); err != nil {
+		if _, err := s.Lock(context.Background(), "sandbox/idle"); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Begin("sandbox/web"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Attach(context.Background(), "sandbox/run"); err != nil {
 			t.Fatal(err)
 		}
 		os.Stdout.WriteString("held\n")
@@ -155,12 +161,14 @@ func TestAKilledHolderIsFound(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
-	check := func(what string, find func() (map[string]func(), error), owner string) {
-		found, err := find()
-		if err != nil || len(found) != 1 || found[owner] == nil {
-			t.Fatalf("%s = %v, %v; want %s", what, found, err, owner)
+	check := func(what string, find func() (map[string]func(bool), error), owner string) {
+		for _, done := range []bool{false, true} { // what could not be cleaned up comes again
+			found, err := find()
+			if err != nil || len(found) != 1 || found[owner] == nil {
+				t.Fatalf("%s = %v, %v; want %s alone", what, found, err, owner)
+			}
+			found[owner](done)
 		}
-		found[owner]()
 		if again, err := find(); len(again) != 0 || err != nil {
 			t.Errorf("%s after release = %v, %v", what, again, err)
 		}

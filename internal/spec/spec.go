@@ -212,6 +212,8 @@ type Facts struct {
 	// EtcDir is the directory for hosts, resolv.conf and hostname; HostsDir has
 	// the hosts file of each user-defined network, which its sandboxes share.
 	EtcDir, HostsDir string
+	// EtcLink, unless empty, is where ip-netns(8) looks for EtcDir.
+	EtcLink string
 	// IndexPath is the symlink that finds the sandbox by ID; its target is the name.
 	IndexPath string
 	// JoinedPath marks, for ModeContainer with a sandbox, that it is in use.
