@@ -151,12 +151,12 @@ func (Bridge) Network(n spec.Network, mark uint32) plan.Plan {
 	return plan.Plan{Owner: "network/" + n.Name, Objects: append(objs, firewall.Network(n)...)}
 }
 
-// Shared plans what all bridge networks of a host share. restore is what
+// Shared plans what all bridge networks of a host share, with its mark. restore is what
 // ip_forward goes back to with the last network, empty to leave it; foreign is
 // the chain of another firewall that has to let sandnet's packets pass, or
 // empty.
-func (Bridge) Shared(restore, foreign string) plan.Plan {
-	objs := append([]plan.Object{plan.Sysctl{Name: plan.IPForward, Value: "1", Restore: restore}}, firewall.Host()...)
+func (Bridge) Shared(mark uint32, restore, foreign string) plan.Plan {
+	objs := append([]plan.Object{plan.Sysctl{Name: plan.IPForward, Value: "1", Restore: restore}}, firewall.Host(mark)...)
 	if foreign != "" {
 		objs = append(objs, firewall.AcceptIn(foreign))
 	}

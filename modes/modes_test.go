@@ -94,7 +94,7 @@ func TestGolden(t *testing.T) {
 	}
 	golden(t, "network", modes.Bridge{}.Network(app, 83))
 	golden(t, "network-internal", modes.Bridge{}.Network(internal, 83))
-	golden(t, "hostplan-docker", modes.Bridge{}.Shared("0", "DOCKER-USER"))
+	golden(t, "hostplan-docker", modes.Bridge{}.Shared(83, "0", "DOCKER-USER"))
 }
 
 func golden(t *testing.T, name string, p plan.Plan) {

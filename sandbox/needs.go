@@ -55,10 +55,10 @@ type Host interface {
 type Networks interface {
 	// Network plans one bridge network, its links with the mark.
 	Network(n spec.Network, mark uint32) plan.Plan
-	// Shared plans what all bridge networks share. restore is what ip_forward
+	// Shared plans what all bridge networks share, with the mark. restore is what ip_forward
 	// goes back to with the last network, empty to leave it; foreign is the chain
 	// of another firewall that has to let our packets pass, or empty.
-	Shared(restore, foreign string) plan.Plan
+	Shared(mark uint32, restore, foreign string) plan.Plan
 }
 
 // Store keeps the records.

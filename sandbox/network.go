@@ -173,7 +173,7 @@ func (m *Manager) CreateNetwork(ctx context.Context, n spec.Network) (spec.Netwo
 // a fresh network, saves the definition. The caller has the host's lock.
 func (m *Manager) makeNetwork(ctx context.Context, n spec.Network, fresh bool) error {
 	if err := m.makeHost(ctx); err != nil {
-		return err
+		return errors.Join(err, m.dropHostIfUnused(context.WithoutCancel(ctx)))
 	}
 	want := m.nets.Network(n, m.paths.Mark)
 	if m.store.Same(want) {
@@ -263,7 +263,7 @@ func (m *Manager) hostPlan() (p plan.Plan, recorded bool, err error) {
 		}
 	}
 	for _, restore := range []string{"0", ""} {
-		if p := m.nets.Shared(restore, foreign); m.store.Same(p) {
+		if p := m.nets.Shared(m.paths.Mark, restore, foreign); m.store.Same(p) {
 			return p, true, nil
 		}
 	}
@@ -273,7 +273,7 @@ func (m *Manager) hostPlan() (p plan.Plan, recorded bool, err error) {
 		// What ip_forward was before sandnet is what the first record says.
 		for _, o := range old.Objects {
 			if s, ok := o.(plan.Sysctl); ok && s.Name == plan.IPForward {
-				return m.nets.Shared(s.Restore, foreign), false, nil
+				return m.nets.Shared(m.paths.Mark, s.Restore, foreign), false, nil
 			}
 		}
 	case !errors.Is(err, fs.ErrNotExist) && !m.unprivileged(err):
@@ -287,7 +287,7 @@ func (m *Manager) hostPlan() (p plan.Plan, recorded bool, err error) {
 	if strings.TrimSpace(string(b)) == "0" {
 		restore = "0"
 	}
-	return m.nets.Shared(restore, foreign), false, nil
+	return m.nets.Shared(m.paths.Mark, restore, foreign), false, nil
 }
 
 // realize makes sure that a network is there: made on its first use and after

@@ -50,15 +50,15 @@ var (
 		Comment: "published on one address"}
 )
 
-// Host plans what all networks share. Each chain is explained in
+// Host plans what all networks share, with the mark of its owner. Each chain is explained in
 // docs/modes/bridge.md.
-func Host() []plan.Object {
+func Host(mark uint32) []plan.Object {
 	publish := []string{
 		"dnat ip to ip daddr . meta l4proto . th dport map @ports-on",
 		"fib daddr type local dnat ip to meta l4proto . th dport map @ports",
 	}
 	return []plan.Object{plan.Table{
-		Family: tableFamily, Name: TableName,
+		Family: tableFamily, Name: TableName, Mark: mark,
 		Sets: []plan.Set{setBridges, setTalk, setApart, setSelf, setOutbound, setMasquerade, mapPorts, mapPortsOn},
 		Chains: []plan.Chain{
 			// Published ports on 127.0.0.1 need route_localnet on the bridges;

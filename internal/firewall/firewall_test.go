@@ -24,7 +24,7 @@ func TestGolden(t *testing.T) {
 		name string
 		objs []plan.Object
 	}{
-		{"host", Host()},
+		{"host", Host(83)},
 		{"network", Network(spec.Network{Bridge: "sandnet0"})},
 		{"network-no-icc", Network(spec.Network{Bridge: "sandnet0", NoICC: true})},
 		{"network-internal", Network(spec.Network{Bridge: "sandnet0", Internal: true})},
@@ -58,7 +58,7 @@ func TestGolden(t *testing.T) {
 // TestKeys checks that nothing in one host's plans hides something else: equal
 // keys must mean equal objects.
 func TestKeys(t *testing.T) {
-	objs := Host()
+	objs := Host(83)
 	for _, br := range []string{"sandnet0", "sn-0123456789ab"} {
 		objs = append(objs, Network(spec.Network{Bridge: br})...)
 	}

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 
 	"github.com/sandnet/sandnet/internal/plan"
 )
@@ -276,19 +277,24 @@ func (k *Kernel) deleteOne(o plan.Object) error {
 }
 
 // Owned lists everything that carries our mark: links and namespaces by their
-// link group, the nftables table by its name and what is in it, reserved
-// ports by the BPF map, foreign rules by their comment. Files have no mark;
-// records alone know them.
+// link group, the nftables table by its comment, with what is in it. Reserved
+// ports and rules in foreign chains carry no root's mark; they are ours if the
+// table is, which they go with. Files have no mark; records alone know them.
 func (k *Kernel) Owned(ctx context.Context) iter.Seq2[plan.Object, error] {
-	list := func(f func() ([]plan.Object, error)) func(context.Context) ([]plan.Object, error) {
-		return func(context.Context) ([]plan.Object, error) { return f() }
+	table := func(context.Context) ([]plan.Object, error) {
+		objs, err := ownedNft(k.mark)
+		if err != nil || len(objs) == 0 {
+			return objs, err
+		}
+		ports, err := objects(ownedHostPorts())
+		if err != nil {
+			return objs, err
+		}
+		rules, err := objects(ownedRules())
+		return slices.Concat(objs, ports, rules), err
 	}
-	ports := func(context.Context) ([]plan.Object, error) { return objects(ownedHostPorts()) }
-	rules := func(context.Context) ([]plan.Object, error) { return objects(ownedRules()) }
 	return func(yield func(plan.Object, error) bool) {
-		for _, source := range []func(context.Context) ([]plan.Object, error){
-			k.ownedNetns, k.ownedLinks, list(ownedNft), ports, rules,
-		} {
+		for _, source := range []func(context.Context) ([]plan.Object, error){k.ownedNetns, k.ownedLinks, table} {
 			objs, err := source(ctx)
 			if err != nil && !yield(nil, err) {
 				return

@@ -22,8 +22,7 @@ import (
 // number. One dump of the rules thus tells that everything stands as wanted.
 // A set is what it was made as until the table changes, since rules hold it.
 const (
-	tableComment = "made by sandnet"
-	ruleTag      = 0x5a // a user data type that nft does not use
+	ruleTag = 0x5a // a user data type that nft does not use
 	// maxPerMessage keeps a message's element list below 64 KiB.
 	maxPerMessage = 400
 )
@@ -90,7 +89,7 @@ func deleteNft(objs []plan.Object) error {
 }
 
 // ownedNft lists the tables that carry our mark, and what is in their sets.
-func ownedNft() ([]plan.Object, error) {
+func ownedNft(mark uint32) ([]plan.Object, error) {
 	c, err := dialNfnl()
 	if err != nil {
 		return nil, err
@@ -101,8 +100,10 @@ func ownedNft() ([]plan.Object, error) {
 	err = retryInterrupted(func() error {
 		tables = nil
 		return c.get(unix.NFT_MSG_GETTABLE, unix.NLM_F_DUMP, unix.NFPROTO_UNSPEC, nil, func(m nfMsg) error {
-			if name, ours := tableMark(m); ours {
-				tables = append(tables, plan.Table{Family: familyName(m.family), Name: name})
+			t := plan.Table{Family: familyName(m.family), Mark: mark}
+			if name, comment := tableNamed(m); bytes.Equal(comment, tableUserdata(t)) {
+				t.Name = name
+				tables = append(tables, t)
 			}
 			return nil
 		})
@@ -154,15 +155,15 @@ func (c *nfnl) ensureTable(t plan.Table) (made bool, err error) {
 		return false, err
 	}
 	crash.Point("nft table")
-	switch ours, err := c.isOurs(family, t.Name); {
+	switch ours, err := c.isOurs(family, t); {
 	case errors.Is(err, unix.ENOENT):
-		if err := c.createTable(family, t.Name); err != nil {
+		if err := c.createTable(family, t); err != nil {
 			return false, explainNft(err)
 		}
 	case err != nil:
 		return false, err
 	case !ours:
-		return false, fmt.Errorf("exists and was not made by sandnet: rename or delete it")
+		return false, fmt.Errorf("exists and was not made by sandnet, or by one with another --root: rename or delete it")
 	}
 	if err := replaceTable(family, t); err != nil {
 		return false, explainNft(err)
@@ -212,39 +213,40 @@ func ruleMark(sum [8]byte, n int) []byte {
 }
 
 // isOurs looks the table's mark up; the error is ENOENT if there is no table.
-func (c *nfnl) isOurs(family byte, name string) (ours bool, err error) {
-	named := func(b []byte) []byte { return attrString(b, unix.NFTA_TABLE_NAME, name) }
+func (c *nfnl) isOurs(family byte, t plan.Table) (ours bool, err error) {
+	named := func(b []byte) []byte { return attrString(b, unix.NFTA_TABLE_NAME, t.Name) }
 	err = c.get(unix.NFT_MSG_GETTABLE, 0, family, named, func(m nfMsg) error {
-		_, ours = tableMark(m)
+		_, comment := tableNamed(m)
+		ours = bytes.Equal(comment, tableUserdata(t))
 		return nil
 	})
 	return ours, err
 }
 
-func tableMark(m nfMsg) (name string, ours bool) {
+func tableNamed(m nfMsg) (name string, userdata []byte) {
 	for typ, b := range attrs(m.attrs) {
 		switch typ {
 		case unix.NFTA_TABLE_NAME:
 			name = cString(b)
 		case nftaTableUserdata:
-			ours = bytes.Equal(b, tableUserdata())
+			userdata = b
 		}
 	}
-	return name, ours
+	return name, userdata
 }
 
 // tableUserdata is the comment as nft stores it: type 0, length, text.
-func tableUserdata() []byte {
-	return append([]byte{0, byte(len(tableComment) + 1)}, tableComment+"\x00"...)
+func tableUserdata(t plan.Table) []byte {
+	return append([]byte{0, byte(len(t.Comment()) + 1)}, t.Comment()+"\x00"...)
 }
 
 // createTable makes an empty table with our comment, which google/nftables
 // cannot give it. It is not filled in the same transaction for that reason; an
 // empty table does nothing.
-func (c *nfnl) createTable(family byte, name string) error {
+func (c *nfnl) createTable(family byte, t plan.Table) error {
 	out := c.message(c.begin(), unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, family, func(b []byte) []byte {
-		b = attrString(b, unix.NFTA_TABLE_NAME, name)
-		return attr(b, nftaTableUserdata, tableUserdata())
+		b = attrString(b, unix.NFTA_TABLE_NAME, t.Name)
+		return attr(b, nftaTableUserdata, tableUserdata(t))
 	})
 	crash.Point("nft commit")
 	_, err := c.commit(out)
@@ -256,7 +258,7 @@ func (c *nfnl) deleteTable(t plan.Table) error {
 	if err != nil {
 		return err
 	}
-	ours, err := c.isOurs(family, t.Name)
+	ours, err := c.isOurs(family, t)
 	if err == nil && ours {
 		out := c.message(c.begin(), unix.NFT_MSG_DELTABLE, 0, family, func(b []byte) []byte {
 			return attrString(b, unix.NFTA_TABLE_NAME, t.Name)

@@ -48,27 +48,19 @@ func (k *Kernel) Run(p spec.Process) (code int, err error) {
 	if p.Stderr != nil {
 		cmd.Stderr = p.Stderr
 	}
-	terminal := -1
+	// In the terminal's foreground the command stays in our process group, as a
+	// part of the shell's job: Ctrl-C and Ctrl-Z reach it, and us, from there.
+	// Elsewhere it has a group of its own, and gets every signal through us.
+	job := p.Stdin != nil && isForeground(int(p.Stdin.Fd()))
 	if p.Detach {
 		cmd.SysProcAttr.Setsid = true
 	} else {
 		cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
-		// In a process group of its own the command gets each signal once: from
-		// the terminal directly, from elsewhere through us.
-		cmd.SysProcAttr.Setpgid = true
-		if p.Stdin != nil && isForeground(int(p.Stdin.Fd())) {
-			terminal = int(p.Stdin.Fd())
-			cmd.SysProcAttr.Foreground, cmd.SysProcAttr.Ctty = true, terminal
-		}
+		cmd.SysProcAttr.Setpgid = !job
 	}
 	// Namespaces and the parent-death signal belong to the thread, which
 	// therefore lives as long as the command, and no longer.
-	onOwnThread(func() { err = supervise(p, cmd) })
-	if terminal >= 0 {
-		signal.Ignore(syscall.SIGTTOU)
-		_ = unix.IoctlSetPointerInt(terminal, unix.TIOCSPGRP, unix.Getpgrp())
-		signal.Reset(syscall.SIGTTOU)
-	}
+	onOwnThread(func() { err = supervise(p, cmd, job) })
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
 		return 0, err
@@ -87,7 +79,7 @@ func isForeground(fd int) bool {
 	return err == nil && pgrp == unix.Getpgrp()
 }
 
-func supervise(p spec.Process, cmd *exec.Cmd) error {
+func supervise(p spec.Process, cmd *exec.Cmd, job bool) error {
 	if err := enter(p); err != nil {
 		return err
 	}
@@ -100,6 +92,9 @@ func supervise(p spec.Process, cmd *exec.Cmd) error {
 	if err := cmd.Start(); err != nil {
 		if errors.Is(err, syscall.ENOEXEC) || errors.Is(err, fs.ErrPermission) {
 			return &spec.CommandError{Code: 126, Err: err}
+		}
+		if errors.Is(err, fs.ErrNotExist) { // a script whose interpreter is missing
+			return &spec.CommandError{Code: 127, Err: err}
 		}
 		return err
 	}
@@ -119,7 +114,9 @@ func supervise(p spec.Process, cmd *exec.Cmd) error {
 		for {
 			select {
 			case s := <-signals:
-				_ = cmd.Process.Signal(s)
+				if !job || s != syscall.SIGINT && s != syscall.SIGQUIT && s != syscall.SIGWINCH {
+					_ = cmd.Process.Signal(s)
+				}
 			case <-ended:
 				return
 			}

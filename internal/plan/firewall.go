@@ -10,8 +10,10 @@ import (
 // deleted as a whole, each in one transaction. Elements come and go on their
 // own, as objects of their owners.
 type Table struct {
-	Family string  `json:"family"`
-	Name   string  `json:"name"`
+	Family string `json:"family"`
+	Name   string `json:"name"`
+	// Mark is in the table's comment: it says whose the table is, as a Link's does.
+	Mark   uint32  `json:"mark"`
 	Sets   []Set   `json:"sets"`
 	Chains []Chain `json:"chains"`
 }
@@ -41,9 +43,12 @@ type Chain struct {
 func (Table) Kind() Kind    { return KindTable }
 func (t Table) Key() string { return "table " + t.Family + " " + t.Name }
 
+// Comment is how the table is known again.
+func (t Table) Comment() string { return fmt.Sprintf("made by sandnet %d", t.Mark) }
+
 // Commands is the table as `nft -f` reads it.
 func (t Table) Commands() []string {
-	out := []string{"nft -f - <<'EOF'", fmt.Sprintf("table %s %s {", t.Family, t.Name)}
+	out := []string{"nft -f - <<'EOF'", fmt.Sprintf("table %s %s {", t.Family, t.Name), fmt.Sprintf("  comment %q", t.Comment())}
 	for _, s := range t.Sets {
 		word, typ := "set", s.Type
 		if s.Data != "" {
