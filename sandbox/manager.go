@@ -134,13 +134,22 @@ const ownerPrefix = "sandbox/"
 // begin prepares the state directory and cleans up after commands that were
 // killed. Every method but Plan starts with it.
 func (m *Manager) begin(ctx context.Context) error {
+	if err := m.ready(); err != nil {
+		return err
+	}
+	_, err := m.cleanUp(ctx, false)
+	return err
+}
+
+// ready checks the rights and prepares the state directory.
+func (m *Manager) ready() error {
 	if !m.paths.isRoot() {
 		return &HintError{ErrNotRoot, "run it as root, for example with sudo"}
 	}
 	if err := m.store.Prepare(); err != nil {
 		return fmt.Errorf("state directory: %w", err)
 	}
-	return m.cleanUp(ctx)
+	return nil
 }
 
 // lock takes an owner's lock, after cleaning up what a command killed since
@@ -150,7 +159,7 @@ func (m *Manager) lock(ctx context.Context, owner string) (unlock func(), err er
 	if !errors.Is(err, fs.ErrExist) {
 		return unlock, err
 	}
-	if err := m.cleanUp(ctx); err != nil {
+	if _, err := m.cleanUp(ctx, false); err != nil {
 		return nil, err
 	}
 	if unlock, err = m.store.Lock(ctx, owner); errors.Is(err, fs.ErrExist) {
@@ -159,40 +168,51 @@ func (m *Manager) lock(ctx context.Context, owner string) (unlock func(), err er
 	return unlock, err
 }
 
-// cleanUp finishes what killed commands left unfinished.
-func (m *Manager) cleanUp(ctx context.Context) error {
+// cleanUp finishes what killed commands left unfinished, and returns a line for
+// each; with dryRun it only does the latter. What cannot be finished is logged
+// and left to the next command: it is no reason for this one to fail.
+func (m *Manager) cleanUp(ctx context.Context, dryRun bool) ([]string, error) {
 	// In this order: a run that was killed while its sandbox was being made is
 	// in both, and removing it takes the lock.
-	return errors.Join(m.cleanInterrupted(ctx), m.cleanAbandoned(ctx))
+	lines, err := m.cleanInterrupted(ctx, dryRun)
+	if err != nil {
+		return lines, err
+	}
+	more, err := m.cleanAbandoned(ctx, dryRun)
+	return append(lines, more...), err
 }
 
-func (m *Manager) cleanInterrupted(ctx context.Context) error {
+func (m *Manager) cleanInterrupted(ctx context.Context, dryRun bool) (lines []string, err error) {
 	owners, err := m.store.Interrupted()
 	_, host := owners["host"]
 	for owner, release := range owners {
-		m.log.Info("cleaning up after a command that was killed", "owner", owner)
-		err := m.recover(ctx, owner, host)
-		if err != nil {
-			m.log.Warn("cannot clean up after a command that was killed", "owner", owner, "error", err)
+		lines = append(lines, owner+", whose making or removal was killed")
+		err := error(nil)
+		if !dryRun {
+			if err = m.recover(ctx, owner, host); err != nil {
+				m.log.Warn("cannot clean up after a command that was killed", "owner", owner, "error", err)
+			}
 		}
 		// The host's lock guards the networks' recovery, too.
-		defer release(err == nil)
+		defer release(err == nil && !dryRun)
 	}
-	return err
+	return lines, err
 }
 
-func (m *Manager) cleanAbandoned(ctx context.Context) error {
+func (m *Manager) cleanAbandoned(ctx context.Context, dryRun bool) (lines []string, err error) {
 	owners, err := m.store.Abandoned()
 	for owner, release := range owners {
 		name, id, _ := strings.Cut(strings.TrimPrefix(owner, ownerPrefix), "/")
-		m.log.Info("removing a sandbox whose run was killed", "name", name)
-		err := m.discard(ctx, name, id)
-		if err != nil {
-			m.log.Warn("cannot remove a sandbox whose run was killed", "name", name, "error", err)
+		lines = append(lines, ownerPrefix+name+", whose run was killed")
+		err := error(nil)
+		if !dryRun {
+			if err = m.discard(ctx, name, id); err != nil {
+				m.log.Warn("cannot remove a sandbox whose run was killed", "name", name, "error", err)
+			}
 		}
-		release(err == nil)
+		release(err == nil && !dryRun)
 	}
-	return err
+	return lines, err
 }
 
 // recover finishes what a killed command left of owner, which is locked and

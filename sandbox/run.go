@@ -6,7 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
+	"time"
 
+	"github.com/sandnet/sandnet/internal/plan"
 	"github.com/sandnet/sandnet/internal/spec"
 )
 
@@ -110,11 +113,14 @@ func (m *Manager) Exec(ctx context.Context, ref string, p spec.Process) (code in
 // GC removes what no record names and what no living sandbox owns; it returns
 // a line for each thing, also with dryRun, which removes nothing.
 func (m *Manager) GC(ctx context.Context, dryRun bool) ([]string, error) {
-	if err := m.begin(ctx); err != nil {
+	if err := m.ready(); err != nil {
 		return nil, err
 	}
-	orphans, err := m.engine.Sweep(ctx, dryRun)
-	lines := make([]string, 0, len(orphans))
+	lines, err := m.cleanUp(ctx, dryRun)
+	if err != nil {
+		return lines, err
+	}
+	orphans, err := m.orphans(ctx, dryRun)
 	for _, o := range orphans {
 		lines = append(lines, o.Key())
 	}
@@ -152,4 +158,17 @@ func (m *Manager) GC(ctx context.Context, dryRun bool) ([]string, error) {
 		return lines, err
 	}
 	return lines, m.dropHostIfUnused(ctx)
+}
+
+// orphans sweeps. Links are looked at twice: the kernel takes some 30 ms to free
+// those of a sandbox that was removed just now.
+func (m *Manager) orphans(ctx context.Context, dryRun bool) ([]plan.Object, error) {
+	found, err := m.engine.Sweep(ctx, true)
+	if err != nil || len(found) == 0 {
+		return found, err
+	}
+	if slices.ContainsFunc(found, func(o plan.Object) bool { return o.Kind() == plan.KindLink }) {
+		time.Sleep(100 * time.Millisecond)
+	}
+	return m.engine.Sweep(ctx, dryRun)
 }
