@@ -237,6 +237,16 @@ func (b *build) join() error {
 		return err
 	}
 	md, _, err := m.load(name)
+	// Who has joined another is in that one's namespace, which goes with it.
+	for err == nil && md.Spec.Mode == spec.ModeContainer {
+		_, number := strconv.Atoi(md.Spec.Join)
+		next, missing := m.resolve(md.Spec.Join)
+		if missing != nil || number == nil && next != md.Spec.Join {
+			break // it was a process
+		}
+		name = next
+		md, _, err = m.load(name)
+	}
 	if err != nil {
 		return err
 	}

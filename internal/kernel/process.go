@@ -59,8 +59,27 @@ func (k *Kernel) Run(p spec.Process) (code int, err error) {
 		cmd.SysProcAttr.Setpgid = !job
 	}
 	// Namespaces and the parent-death signal belong to the thread, which
-	// therefore lives as long as the command, and no longer.
-	onOwnThread(func() { err = supervise(p, cmd, job) })
+	// therefore lives as long as the command, and no longer. Started is called
+	// here, on the host.
+	pids, verdict, ended := make(chan int), make(chan error), make(chan error, 1)
+	go onOwnThread(func() {
+		ended <- supervise(p, cmd, job, func(pid int) error {
+			pids <- pid
+			return <-verdict
+		})
+	})
+	for running := true; running; {
+		select {
+		case pid := <-pids:
+			if p.Started != nil {
+				verdict <- p.Started(pid)
+			} else {
+				verdict <- nil
+			}
+		case err = <-ended:
+			running = false
+		}
+	}
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
 		return 0, err
@@ -79,7 +98,7 @@ func isForeground(fd int) bool {
 	return err == nil && pgrp == unix.Getpgrp()
 }
 
-func supervise(p spec.Process, cmd *exec.Cmd, job bool) error {
+func supervise(p spec.Process, cmd *exec.Cmd, job bool, started func(pid int) error) error {
 	if err := enter(p); err != nil {
 		return err
 	}
@@ -98,12 +117,10 @@ func supervise(p spec.Process, cmd *exec.Cmd, job bool) error {
 		}
 		return err
 	}
-	if p.Started != nil {
-		if err := p.Started(cmd.Process.Pid); err != nil {
-			_ = cmd.Process.Kill()
-			_ = cmd.Wait()
-			return err
-		}
+	if err := started(cmd.Process.Pid); err != nil {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		return err
 	}
 	if p.Detach {
 		return cmd.Process.Release()
