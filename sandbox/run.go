@@ -30,13 +30,13 @@ func (m *Manager) Run(ctx context.Context, s spec.Sandbox, p spec.Process) (v Vi
 	}
 	if p.Detach {
 		p.Stdin, p.Stdout, p.Stderr = nil, nil, nil
-	} else {
-		release, err := m.store.Attach(ctx, ownerPrefix+s.Name+"/"+s.ID)
-		if err != nil {
-			return v, 0, err
-		}
-		defer release()
 	}
+	// Until the command has ended or, detached, is on record as running.
+	release, err := m.store.Attach(ctx, ownerPrefix+s.Name+"/"+s.ID)
+	if err != nil {
+		return v, 0, err
+	}
+	defer release()
 	if v, err = m.create(ctx, s); err != nil {
 		return v, 0, err
 	}

@@ -48,6 +48,7 @@ var operations = []operation{
 	{name: "create joined", target: sandbox, stage: [][]string{{"create", "--name", "y"}}, run: joined},
 	{name: "create none", target: sandbox, run: []string{"create", "--name", "x", "--net", "none"}},
 	{name: "run", target: sandbox, run: append([]string{"run", "--name", "x", "-p", "8080:80"}, lingering...)},
+	{name: "run detached", target: sandbox, run: []string{"run", "-d", "--name", "x", "--", "sleep", "1000"}},
 	{name: "rm", target: sandbox, setup: []string{"create", "--name", "x", "-p", "8080:80"}, run: []string{"rm", "x"}},
 	{name: "rm named", target: sandbox, stage: [][]string{newNet}, setup: named, run: []string{"rm", "x"}},
 	{name: "rm joined", target: sandbox, stage: [][]string{{"create", "--name", "y"}}, setup: joined, run: []string{"rm", "x"}},
