@@ -18,10 +18,7 @@ import (
 	"github.com/sandnet/sandnet/internal/spec"
 )
 
-const (
-	defaultBridge = "sandnet0"
-	defaultMTU    = 1500
-)
+const defaultMTU = 1500
 
 func networkOwner(name string) string { return "network/" + name }
 
@@ -49,7 +46,7 @@ func (m *Manager) findNetwork(name string) (n spec.Network, fresh bool, err erro
 	if !errors.As(err, &missing) || name != spec.DefaultNetwork {
 		return n, false, err
 	}
-	n, err = m.complete(spec.Network{Name: spec.DefaultNetwork, Bridge: defaultBridge})
+	n, err = m.complete(spec.Network{Name: spec.DefaultNetwork, Bridge: spec.DefaultBridge})
 	return n, true, err
 }
 

@@ -64,14 +64,14 @@ func (m *Manager) create(ctx context.Context, s spec.Sandbox) (View, error) {
 	b := &build{m: m, s: s}
 	defer b.release()
 	if err := b.gather(ctx); err != nil {
-		return View{}, errors.Join(err, b.undo(ctx))
+		return View{}, errors.Join(err, m.dropSandbox(context.WithoutCancel(ctx), s.Name))
 	}
 	p, err := b.plan()
 	if err == nil {
 		_, err = m.engine.Apply(ctx, p)
 	}
 	if err != nil {
-		return View{}, errors.Join(err, b.undo(ctx))
+		return View{}, errors.Join(err, m.dropSandbox(context.WithoutCancel(ctx), s.Name))
 	}
 	return m.view(b.meta), nil
 }
@@ -112,19 +112,6 @@ func (b *build) release() {
 	for _, f := range b.held {
 		f()
 	}
-}
-
-// undo removes everything that may exist of the sandbox.
-func (b *build) undo(ctx context.Context) error {
-	ctx = context.WithoutCancel(ctx)
-	if err := b.m.engine.Remove(ctx, ownerPrefix+b.s.Name); err != nil {
-		return err
-	}
-	var errs []error
-	for _, a := range b.s.Attach {
-		errs = append(errs, b.m.pool(a.Network).ReleaseOwner(b.s.Name))
-	}
-	return errors.Join(errs...)
 }
 
 // gather checks the request against the host and then allocates: whatever is
