@@ -120,6 +120,9 @@ type Attachment struct {
 	// MAC is the fixed MAC; empty means derived from the address.
 	MAC     string   `json:"mac,omitempty"`
 	Aliases []string `json:"aliases,omitempty"`
+	// GwPriority elects the network with the default gateway: the highest, and
+	// of equals the first.
+	GwPriority int `json:"gwPriority,omitempty"`
 }
 
 // Sandbox is a request for a sandbox.
@@ -145,6 +148,22 @@ type Sandbox struct {
 	Sysctls map[string]string `json:"sysctls,omitempty"`
 	// MTU in bytes of the sandbox's interfaces; 0 takes the network's.
 	MTU int `json:"mtu,omitempty"`
+	// IngressRate and EgressRate limit what each interface receives and sends,
+	// in bit/s; 0 is no limit.
+	IngressRate uint64 `json:"ingressRate,omitempty"`
+	EgressRate  uint64 `json:"egressRate,omitempty"`
+	// Egress says what the sandbox may reach beyond its networks: the first rule
+	// that matches decides. What none matches is allowed, unless one allows.
+	Egress []EgressRule `json:"egress,omitempty"`
+}
+
+// EgressRule is one --egress allow|deny CIDR[:PORT[/PROTO]].
+type EgressRule struct {
+	Allow bool         `json:"allow,omitempty"`
+	To    netip.Prefix `json:"to"`
+	// Port 0 is any port; Proto is empty for any protocol, which takes Port 0.
+	Port  uint16 `json:"port,omitempty"`
+	Proto Proto  `json:"protocol,omitempty"`
 }
 
 // HostnameOrID is the name the sandbox has for itself: the user's choice, or
@@ -165,6 +184,20 @@ func MAC(a netip.Addr) string {
 	return fmt.Sprintf("02:42:%02x:%02x:%02x:%02x", b[0], b[1], b[2], b[3])
 }
 
+// GatewayMode is how a network's traffic with the outside goes, in docker's words.
+type GatewayMode string
+
+// The gateway modes.
+const (
+	// GatewayNAT masquerades what leaves and translates published ports.
+	GatewayNAT GatewayMode = "nat"
+	// GatewayRouted leaves addresses alone: the outside has a route to the
+	// subnet, and reaches the published ports at the sandbox's own address.
+	GatewayRouted GatewayMode = "routed"
+	// GatewayIsolated is an internal network on which the host has no address.
+	GatewayIsolated GatewayMode = "isolated"
+)
+
 // Network is a bridge network's definition.
 type Network struct {
 	Name string `json:"name"`
@@ -182,7 +215,9 @@ type Network struct {
 	Internal     bool                  `json:"internal,omitempty"`
 	NoICC        bool                  `json:"noICC,omitempty"`
 	NoMasquerade bool                  `json:"noMasquerade,omitempty"`
-	Created      time.Time             `json:"created"`
+	// GatewayMode is how the network meets the outside; empty is GatewayNAT.
+	GatewayMode GatewayMode `json:"gatewayMode,omitempty"`
+	Created     time.Time   `json:"created"`
 }
 
 // Endpoint is a sandbox's place on a network, with everything allocated. It is
