@@ -10,9 +10,10 @@ import (
 // line is a command line taken apart.
 type line struct {
 	// path is the command with those above it, the program first; options are
-	// what each of them is given, spelt --name=value.
+	// what each of them is given, spelt --name=value, and given which they are.
 	path    []*cli.Command
 	options [][]string
+	given   [][]cli.Flag
 	// args are the arguments of the last command in path.
 	args []string
 	// help and version: somebody asks for that instead.
@@ -27,7 +28,7 @@ type line struct {
 // follow the command. For `run` and `exec` the first argument ends the
 // options. After an error the line is what could be read until there.
 func takeApart(root *cli.Command, args []string) (line, error) {
-	l := line{path: []*cli.Command{root}, options: [][]string{nil}}
+	l := line{path: []*cli.Command{root}, options: [][]string{nil}, given: [][]cli.Flag{nil}}
 	for len(args) > 0 {
 		word := args[0]
 		args = args[1:]
@@ -44,7 +45,7 @@ func takeApart(root *cli.Command, args []string) (line, error) {
 		}
 		cmd := l.last()
 		if sub := cmd.Command(word); sub != nil {
-			l.path, l.options = append(l.path, sub), append(l.options, nil)
+			l.path, l.options, l.given = append(l.path, sub), append(l.options, nil), append(l.given, nil)
 			continue
 		}
 		l.args = append(l.args, word)
@@ -126,7 +127,7 @@ func (l *line) option(word string, args []string) ([]string, error) {
 // next sets an option to the next argument.
 func (l *line) next(level int, f cli.Flag, spelling string, args []string) ([]string, error) {
 	if len(args) == 0 {
-		l.pending = f.Names()[0]
+		l.pending = names(f)[0]
 		what := l.name()
 		if what == "" {
 			what = spelling
@@ -140,7 +141,8 @@ func (l *line) next(level int, f cli.Flag, spelling string, args []string) ([]st
 // set records an option under its first name: the flag package refuses two
 // names of one option side by side.
 func (l *line) set(level int, f cli.Flag, value string) {
-	long := f.Names()[0]
+	long := names(f)[0]
+	l.given[level] = append(l.given[level], f)
 	switch {
 	case long == "help" && value == "":
 		l.help = true
@@ -155,7 +157,7 @@ func (l *line) set(level int, f cli.Flag, value string) {
 func (l *line) find(name string) (level int, f cli.Flag) {
 	for i := len(l.path) - 1; i >= 0; i-- {
 		for _, f := range l.path[i].Flags {
-			if slices.Contains(f.Names(), name) {
+			if slices.Contains(names(f), name) {
 				return i, f
 			}
 		}
@@ -166,13 +168,43 @@ func (l *line) find(name string) (level int, f cli.Flag) {
 	return 0, nil
 }
 
+// names is f.Names without the regular expression that it runs.
+func names(f cli.Flag) []string {
+	switch f := f.(type) {
+	case *cli.StringFlag:
+		return append([]string{f.Name}, f.Aliases...)
+	case *cli.StringSliceFlag:
+		return append([]string{f.Name}, f.Aliases...)
+	case *cli.BoolFlag:
+		return append([]string{f.Name}, f.Aliases...)
+	}
+	return f.Names()
+}
+
+// command is what the library has to see of the line: of the commands only
+// the one in question, since it prepares every one that it is given, and of
+// the options only those that were given or have a value all the same, since
+// it looks at each once for every other.
+func (l *line) command(level int) *cli.Command {
+	c := *l.path[level]
+	c.Flags = slices.DeleteFunc(slices.Clone(c.Flags), func(f cli.Flag) bool {
+		d, ok := f.(cli.DocGenerationFlag)
+		return ok && d.GetValue() == "" && len(d.GetEnvVars()) == 0 && names(f)[0] != "help" && !slices.Contains(l.given[level], f)
+	})
+	c.Subcommands = nil
+	if level+1 < len(l.path) {
+		c.Subcommands = []*cli.Command{l.command(level + 1)}
+	}
+	return &c
+}
+
 func takesValue(f cli.Flag) bool {
 	d, ok := f.(cli.DocGenerationFlag)
 	return ok && d.TakesValue()
 }
 
 func hasOption(c *cli.Command, name string) bool {
-	return slices.ContainsFunc(c.Flags, func(f cli.Flag) bool { return slices.Contains(f.Names(), name) })
+	return slices.ContainsFunc(c.Flags, func(f cli.Flag) bool { return slices.Contains(names(f), name) })
 }
 
 // wantArgs checks the number of arguments; the names are those of the

@@ -90,16 +90,12 @@ func (p *program) main(args []string) int {
 		return p.report(err)
 	}
 	if l.version {
-		l = line{path: []*cli.Command{p.root, p.root.Command("version")}, options: [][]string{nil, nil}}
+		l = line{path: []*cli.Command{p.root, p.root.Command("version")}, options: [][]string{nil, nil}, given: [][]cli.Flag{nil, nil}}
 	}
-	// urfave/cli prepares every command it is given: only the one in question.
-	commands := p.root.Subcommands
-	if len(l.path) > 1 {
-		commands = l.path[1:2]
-	}
+	root := l.command(0)
 	app := &cli.App{
 		Name: programName, HelpName: programName,
-		Flags: p.root.Flags, Commands: commands,
+		Flags: root.Flags, Commands: root.Subcommands,
 		Action: p.root.Action, OnUsageError: p.root.OnUsageError,
 		HideHelp: true, HideVersion: true,
 		// A comma is an ordinary character of a label's value.

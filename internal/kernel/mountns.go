@@ -66,6 +66,9 @@ func underIPNetnsExec() bool {
 		return false
 	}
 	for line := range bytes.Lines(info) {
+		if !bytes.Contains(line, []byte(" /sys ")) {
+			continue // most lines: every sandbox has one
+		}
 		mount, rest, ok := strings.Cut(string(line), " - ")
 		f, r := strings.Fields(mount), strings.Fields(rest)
 		if !ok || len(f) < 5 || len(r) < 2 || f[4] != "/sys" || r[0] != "sysfs" {
