@@ -2,7 +2,6 @@ package sandbox
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -64,7 +63,7 @@ func (m *Manager) started(ctx context.Context, s spec.Sandbox, pid int) error {
 		return &NotFoundError{"sandbox", s.ID}
 	}
 	md.PID, md.Start = pid, m.host.ProcessStart(pid)
-	if p.Meta, err = json.Marshal(md); err != nil {
+	if p.Meta, err = plan.AppendJSON(nil, md); err != nil {
 		return err
 	}
 	return m.store.Save(p)

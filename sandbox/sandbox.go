@@ -3,7 +3,6 @@ package sandbox
 import (
 	"context"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -373,7 +372,7 @@ func (b *build) plan() (plan.Plan, error) {
 		return p, err
 	}
 	p.Owner = ownerPrefix + b.s.Name
-	p.Meta, err = json.Marshal(b.meta)
+	p.Meta, err = plan.AppendJSON(nil, b.meta)
 	return p, err
 }
 

@@ -89,16 +89,20 @@ func (p Plan) WriteText(w io.Writer) error {
 // Sum identifies the plan's content: equal plans have equal sums. It is what a
 // record starts with, so that comparing with one needs no decoding.
 func (p Plan) Sum() string {
-	h := fnv.New64a()
-	fmt.Fprintf(h, "%s %s\n", p.Owner, p.Meta)
-	for _, o := range p.Objects {
-		fmt.Fprintf(h, "%s %+v\n", o.Kind(), o)
+	body, err := p.appendBody(nil)
+	if err != nil {
+		return "" // it has no record either
 	}
+	return sum(body)
+}
+
+func sum(body []byte) string {
+	h := fnv.New64a()
+	h.Write(body)
 	return fmt.Sprintf("%016x", h.Sum64())
 }
 
 type planJSON struct {
-	Sum     string            `json:"sum"`
 	Owner   string            `json:"owner"`
 	Meta    json.RawMessage   `json:"meta,omitempty"`
 	Objects []json.RawMessage `json:"objects"`
@@ -107,21 +111,34 @@ type planJSON struct {
 // MarshalJSON writes the plan with each object's kind beside its fields:
 // {"sum":…,"owner":…,"meta":…,"objects":[{"kind":"addr",…},…]}.
 func (p Plan) MarshalJSON() ([]byte, error) {
-	out := planJSON{Sum: p.Sum(), Owner: p.Owner, Meta: p.Meta, Objects: make([]json.RawMessage, len(p.Objects))}
+	const head = `{"sum":"0123456789abcdef",`
+	b, err := p.appendBody([]byte(head))
+	if err != nil {
+		return nil, err
+	}
+	copy(b[len(`{"sum":"`):], sum(b[len(head):]))
+	return b, nil
+}
+
+// appendBody appends all of the plan's JSON but its sum and the opening brace.
+func (p Plan) appendBody(b []byte) ([]byte, error) {
+	b = appendText(append(b, `"owner":`...), p.Owner)
+	if len(p.Meta) > 0 {
+		b = append(append(b, `,"meta":`...), p.Meta...)
+	}
+	b = append(b, `,"objects":[`...)
 	for i, o := range p.Objects {
-		body, err := json.Marshal(o)
-		if err != nil {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		var err error
+		b = append(append(append(b, `{"kind":"`...), o.Kind()...), '"')
+		if b, err = appendFields(b, reflect.ValueOf(o)); err != nil {
 			return nil, fmt.Errorf("%s: %w", o.Key(), err)
 		}
-		raw := append(make([]byte, 0, len(body)+24), `{"kind":"`...)
-		raw = append(raw, o.Kind()...)
-		raw = append(raw, '"')
-		if len(body) > 2 {
-			raw = append(raw, ',')
-		}
-		out.Objects[i] = append(raw, body[1:]...)
+		b = append(b, '}')
 	}
-	return json.Marshal(out)
+	return append(b, "]}"...), nil
 }
 
 // UnmarshalJSON reads what MarshalJSON wrote. An unknown kind is an error: a

@@ -3,8 +3,10 @@ package plan
 import (
 	"encoding/json"
 	"net/netip"
+	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -56,6 +58,54 @@ func TestJSONKeepsEveryObject(t *testing.T) {
 			t.Errorf("%s is not equal after a round trip", o.Key())
 		}
 	}
+}
+
+// TestEncodingIsThatOfTheLibrary holds what is written by hand against
+// encoding/json, with every field set and with none.
+func TestEncodingIsThatOfTheLibrary(t *testing.T) {
+	objs := every()
+	for _, o := range every() {
+		objs = append(objs, reflect.Zero(reflect.TypeOf(o)).Interface().(Object))
+	}
+	type more struct {
+		Map   map[string][]int `json:"map"`
+		Empty map[string]int   `json:"empty,omitempty"`
+		Raw   json.RawMessage  `json:"raw"`
+		Time  time.Time        `json:"time"`
+		Zero  time.Time        `json:"zero,omitzero"`
+		Neg   int8             `json:"neg"`
+		Yes   bool             `json:"yes,omitempty"`
+	}
+	values := []any{more{}, more{Map: map[string][]int{"b": {1}, "a<": nil}, Raw: json.RawMessage(`{"x":[1]}`),
+		Time: time.Unix(1, 2).UTC(), Zero: time.Unix(3, 0), Neg: -5, Yes: true}}
+	for _, o := range objs {
+		values = append(values, o)
+	}
+	for _, v := range values {
+		got, err := AppendJSON(nil, v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(string(want), string(got)); d != "" {
+			t.Errorf("%T: %s", v, d)
+		}
+	}
+}
+
+func FuzzText(f *testing.F) {
+	for _, s := range []string{"", "plain", "a\nb\t", `"\`, "<&>", "é\u2028", "\x00\x7f\xff"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		want, _ := json.Marshal(s)
+		if got := appendText(nil, s); string(got) != string(want) {
+			t.Errorf("%q is %s, want %s", s, got, want)
+		}
+	})
 }
 
 func TestUnknownKindIsAnError(t *testing.T) {

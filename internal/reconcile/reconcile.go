@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io/fs"
 	"iter"
-	"reflect"
 	"slices"
 
 	"github.com/sandnet/sandnet/internal/plan"
@@ -53,10 +52,8 @@ func (e *Engine) Apply(ctx context.Context, want plan.Plan) (changed int, err er
 		return 0, err
 	}
 	both := plan.Plan{Owner: want.Owner, Meta: want.Meta, Objects: plan.Union(old.Objects, want.Objects)}
-	if !reflect.DeepEqual(old, both) {
-		if err := e.Store.Save(both); err != nil {
-			return 0, err
-		}
+	if err := e.Store.Save(both); err != nil {
+		return 0, err
 	}
 	stale := plan.Stale(old.Objects, want.Objects)
 	if err := e.Kernel.Delete(ctx, stale); err != nil {

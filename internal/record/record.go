@@ -149,7 +149,7 @@ func (s *Store) Same(p plan.Plan) bool {
 
 // Save replaces owner's plan atomically.
 func (s *Store) Save(p plan.Plan) error {
-	data, err := json.Marshal(p)
+	data, err := p.MarshalJSON() // json.Marshal would go over it once more
 	if err != nil {
 		return fmt.Errorf("record of %s: %w", p.Owner, err)
 	}
