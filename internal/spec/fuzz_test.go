@@ -10,7 +10,7 @@ import (
 )
 
 func FuzzParsePublish(f *testing.F) {
-	for _, s := range []string{"80", "8080:80/tcp", "127.0.0.1:8080:80", "127.0.0.1::80", "8000-8005:80-85", "8000-8010:80", "[::1]:8080:80", "1-9/udp", "::", "0:0"} {
+	for _, s := range []string{"80", "8080:80/tcp", "127.0.0.1:8080:80", "127.0.0.1::80", "8000-8005:80-85", "8000-8010:80", "[::1]:8080:80", "[::]::80", "[fd00::5]:8000-8010:80/udp", "1-9/udp", "::", "0:0"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
@@ -32,7 +32,7 @@ func FuzzParsePublish(f *testing.F) {
 			if err != nil || !slices.Equal(again, []Port{p}) {
 				t.Errorf("%s comes back as %v, %v", p, again, err)
 			}
-			if why := portFault(p); why != "" && p.HostIP.Is4() {
+			if why := portFault(p); why != "" && !p.HostIP.Is6() {
 				t.Errorf("%s: %s", p, why)
 			}
 		}
@@ -40,7 +40,7 @@ func FuzzParsePublish(f *testing.F) {
 }
 
 func FuzzParseSubnet(f *testing.F) {
-	for _, s := range []string{"10.61.0.0/24", "10.61.0.5/24", "0.0.0.0/0", "fd00::/64", "::ffff:1.2.3.0/120", "10.0.0.0/99", "fe80::%1/64", "/"} {
+	for _, s := range []string{"10.61.0.0/24", "10.61.0.5/24", "0.0.0.0/0", "fd00::/64", "fd12:3456:789a:1::/126", "2000::/3", "::ffff:1.2.3.0/120", "10.0.0.0/99", "fe80::%1/64", "/"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
@@ -135,13 +135,13 @@ func stored[T any](t *testing.T, v T) T {
 }
 
 func FuzzSandboxOptions(f *testing.F) {
-	f.Add("bridge", "web", "8080:80|90", "172.30.0.9", "02:42:00:00:00:01", "h", "1.1.1.1", "example.com.", "db:1.2.3.4", "", "a=b|c", "net.core.somaxconn=9", 1400)
-	f.Add("lan|other", "", "1-3:1-3", "10.0.0.2", "", "", "", ".", "", "db|x_y", "", "", 0)
-	f.Add("host", "x", "", "", "", "h", "", "", "", "", "a", "", 0)
-	f.Add("container:web", "x", "", "", "", "", "", "", "", "", "", "", 0)
-	f.Add("none", "-rf", "80\n", "::1", "ff", "..", "x", "\x00", "a", "b", "=", "net", -1)
-	f.Fuzz(func(t *testing.T, net, name, publish, ip, mac, hostname, dns, search, hosts, alias, labels, sysctls string, mtu int) {
-		o := SandboxOptions{Net: words(net), Name: name, Publish: words(publish), IP: ip, MAC: mac, Hostname: hostname, DNS: words(dns), DNSSearch: words(search),
+	f.Add("bridge", "web", "8080:80|90", "172.30.0.9", "fd00::9", "02:42:00:00:00:01", "h", "1.1.1.1", "example.com.", "db:1.2.3.4", "", "a=b|c", "net.core.somaxconn=9", 1400)
+	f.Add("lan|other", "", "1-3:1-3|[fd00::5]:7:7", "10.0.0.2", "", "", "", "", ".", "", "db|x_y", "", "", 0)
+	f.Add("host", "x", "", "", "", "", "h", "", "", "", "", "a", "", 0)
+	f.Add("container:web", "x", "", "", "", "", "", "", "", "", "", "", "", 0)
+	f.Add("none", "-rf", "80\n", "::1", "1.2.3.4", "ff", "..", "x", "\x00", "a", "b", "=", "net", -1)
+	f.Fuzz(func(t *testing.T, net, name, publish, ip, ip6, mac, hostname, dns, search, hosts, alias, labels, sysctls string, mtu int) {
+		o := SandboxOptions{Net: words(net), Name: name, Publish: words(publish), IP: ip, IP6: ip6, MAC: mac, Hostname: hostname, DNS: words(dns), DNSSearch: words(search),
 			AddHost: words(hosts), NetworkAlias: words(alias), Labels: words(labels), Sysctls: words(sysctls), MTU: mtu}
 		s, err := o.Parse()
 		if message(t, err) != "" {
@@ -157,21 +157,23 @@ func FuzzSandboxOptions(f *testing.F) {
 		if err := again.Validate(); err != nil || !reflect.DeepEqual(again, s) {
 			t.Errorf("stored: %v\n got %+v\nwant %+v", err, again, s)
 		}
-		if s.Mode != ModeBridge && (len(s.Ports) > 0 || len(s.Attach) > 0 || ip != "" || mac != "" || mtu != 0) {
+		if s.Mode != ModeBridge && (len(s.Ports) > 0 || len(s.Attach) > 0 || ip != "" || ip6 != "" || mac != "" || mtu != 0) {
 			t.Errorf("mode %s ignores something: %+v", s.Mode, o)
 		}
 	})
 }
 
 func FuzzNetworkOptions(f *testing.F) {
-	f.Add("lan", "10.61.0.0/24", "10.61.0.254", "10.61.0.128/25", "printer=10.61.0.9|b=10.61.0.1", "br-n", 1400, "k=v", "nat")
-	f.Add("lan", "10.61.0.0/24|10.62.0.0/24", "", "", "", "", 0, "", "")
-	f.Add("bridge", "10.61.0.5/24", "1", "/", "=", "sandnet0", -1, "=", "routed")
-	f.Add("x", "", "10.0.0.1", "10.0.0.0/24", "a=b", "", 0, "", "")
-	f.Add("x", "10.0.0.0/30", "", "10.0.0.3/32", "a=10.0.0.1", "", 0, "", "")
-	f.Fuzz(func(t *testing.T, name, subnets, gateways, ipRange, aux, bridge string, mtu int, labels, mode string) {
+	f.Add("lan", "10.61.0.0/24", "10.61.0.254", "10.61.0.128/25", "printer=10.61.0.9|b=10.61.0.1", "br-n", 1400, "k=v", "nat", false)
+	f.Add("lan", "10.61.0.0/24|10.62.0.0/24", "", "", "", "", 0, "", "", true)
+	f.Add("bridge", "10.61.0.5/24", "1", "/", "=", "sandnet0", -1, "=", "routed", false)
+	f.Add("x", "", "10.0.0.1", "10.0.0.0/24", "a=b", "", 0, "", "", true)
+	f.Add("x", "10.0.0.0/30", "", "10.0.0.3/32", "a=10.0.0.1", "", 0, "", "", false)
+	f.Add("x", "fd00::/64|10.61.0.0/24", "10.61.0.7|fd00::9", "fd00::1:0/112", "a=fd00::2|b=10.61.0.1", "", 1280, "", "", false)
+	f.Add("x", "fd00::/126", "", "", "a=fd00::1", "", 0, "", "", true)
+	f.Fuzz(func(t *testing.T, name, subnets, gateways, ipRange, aux, bridge string, mtu int, labels, mode string, ipv6 bool) {
 		o := NetworkOptions{Name: name, Subnets: words(subnets), Gateways: words(gateways), IPRange: ipRange, Aux: words(aux),
-			Bridge: bridge, MTU: mtu, Labels: words(labels), GatewayMode: mode}
+			Bridge: bridge, MTU: mtu, Labels: words(labels), GatewayMode: mode, IPv6: ipv6}
 		n, err := o.Parse()
 		if message(t, err) != "" {
 			return
@@ -183,6 +185,11 @@ func FuzzNetworkOptions(f *testing.F) {
 		if err := again.Validate(); err != nil || !reflect.DeepEqual(again, n) {
 			t.Errorf("stored: %v\n got %+v\nwant %+v", err, again, n)
 		}
+		for i, s := range n.Subnets {
+			if gw := n.Gateways[i]; hostFault(gw, s) != "" || i > 0 && !(n.Subnets[0].Addr().Is4() && s.Addr().Is6()) {
+				t.Errorf("gateway %v of subnet %v in %+v", gw, s, n)
+			}
+		}
 		for _, a := range append(slices.Clone(n.Gateways), broadcasts(n)...) {
 			if n.CheckAddress(a) == nil {
 				t.Errorf("%v can be handed out in %+v", a, n)
@@ -193,7 +200,9 @@ func FuzzNetworkOptions(f *testing.F) {
 
 func broadcasts(n Network) (out []netip.Addr) {
 	for _, s := range n.Subnets {
-		out = append(out, LastAddr(s))
+		if s.Addr().Is4() {
+			out = append(out, LastAddr(s))
+		}
 	}
 	return out
 }

@@ -44,8 +44,8 @@ func special() []string {
 }
 
 // ParseSubnet reads the subnet of a network, its address without host bits:
-// 10.61.0.0/24. It holds a gateway and a sandbox at least (/30, /126), and
-// 2^24 addresses at most with IPv4.
+// 10.61.0.0/24. It holds a gateway and a sandbox at least (/30, /126), and is
+// a /8 at most, with IPv6 a /32.
 func ParseSubnet(s string) (netip.Prefix, error) {
 	p, why := parsePrefix(s)
 	if why == "" {
@@ -87,6 +87,8 @@ func subnetFault(p netip.Prefix) string {
 		return fmt.Sprintf("there is no room for a gateway and a sandbox, it takes a /%d at least", p.Addr().BitLen()-2)
 	case p.Addr().Is4() && host > 24:
 		return "it is too large, at most it can be a /8"
+	case p.Addr().Is6() && host > 96:
+		return "it is too large, at most it can be a /32"
 	}
 	return ""
 }
@@ -119,29 +121,69 @@ func hostFault(a netip.Addr, subnet netip.Prefix) string {
 	return ""
 }
 
+// HasIPv4 and HasIPv6 report whether sandboxes get an address of the family.
+func (n Network) HasIPv4() bool { return n.subnetOf(netip.IPv4Unspecified()) >= 0 }
+func (n Network) HasIPv6() bool { return n.subnetOf(netip.IPv6Unspecified()) >= 0 }
+
+// subnetOf is the index of the subnet of the address's family, or -1.
+func (n Network) subnetOf(a netip.Addr) int {
+	return slices.IndexFunc(n.Subnets, func(s netip.Prefix) bool { return s.Addr().Is4() == a.Is4() })
+}
+
+// family is the name of the address's family.
+func family(a netip.Addr) string {
+	if a.Is4() {
+		return "IPv4"
+	}
+	return "IPv6"
+}
+
+// withoutSubnet says that nothing can be in a family that has no subnet.
+func (n Network) withoutSubnet(a netip.Addr) string {
+	if len(n.Subnets) == 0 {
+		return "no subnet is given for it"
+	}
+	return "no " + family(a) + " subnet is given for it"
+}
+
 // addressFault says why no host of the network can have the address.
 func (n Network) addressFault(a netip.Addr) string {
-	why := "no subnet is given for it"
-	for _, s := range n.Subnets {
-		if why = hostFault(a, s); why == "" || s.Contains(a) {
-			break
-		}
+	i := n.subnetOf(a)
+	if i < 0 {
+		return n.withoutSubnet(a)
 	}
-	return why
+	return hostFault(a, n.Subnets[i])
 }
 
 // CheckAddress returns an *InputError if no sandbox on the network can have
 // the address: it is outside the subnet, the gateway's, an auxiliary one, or
 // no host's at all. Whether a sandbox has it already is not looked at.
 func (n Network) CheckAddress(a netip.Addr) error {
-	why := n.addressFault(a)
-	if why == "" {
-		why = n.reserved(a)
+	e := &InputError{What: "IP address", Value: a.String()}
+	if a.Is6() {
+		e.What = "IPv6 address"
 	}
-	if why != "" {
-		return &InputError{What: "IP address", Value: a.String(), Why: why}
+	if n.subnetOf(a) < 0 {
+		e.Why, e.Hint = n.WithoutFamily(a)
+		return e
+	}
+	if e.Why = n.addressFault(a); e.Why == "" {
+		e.Why = n.reserved(a)
+	}
+	if e.Why != "" {
+		return e
 	}
 	return nil
+}
+
+// WithoutFamily says that the network has no addresses of a's family, and the
+// cure.
+func (n Network) WithoutFamily(a netip.Addr) (why, hint string) {
+	why = "network " + n.Name + " has no " + family(a) + " addresses"
+	if a.Is6() {
+		hint = "make a network with 'sandnet network create --ipv6 NAME' and use --net NAME"
+	}
+	return why, hint
 }
 
 // reserved says what the address is kept for, if anything.
@@ -175,7 +217,7 @@ func (n Network) Validate() error {
 		}
 	}
 	if n.MTU != 0 {
-		if err := CheckMTU(n.MTU, false); err != nil {
+		if err := CheckMTU(n.MTU, n.IPv6 || n.HasIPv6()); err != nil {
 			return err
 		}
 	}
@@ -192,13 +234,13 @@ func (n Network) checkSubnets() error {
 		if why := subnetFault(s); why != "" {
 			return &InputError{What: "subnet", Value: s.String(), Why: why}
 		}
-		if !s.Addr().Is4() {
-			return notSupported("subnet", s.String(), "IPv6 is")
-		}
 		for _, o := range n.Subnets[:i] {
-			why := "a network has one IPv4 subnet, and " + o.String() + " is this one's"
-			if s.Overlaps(o) {
+			why := "a network has one " + family(s.Addr()) + " subnet, and " + o.String() + " is this one's"
+			switch {
+			case s.Overlaps(o):
 				why = "it overlaps " + o.String() + " of the same network"
+			case s.Addr().Is4() != o.Addr().Is4():
+				continue
 			}
 			return &InputError{What: "subnet", Value: s.String(), Why: why}
 		}
@@ -210,15 +252,13 @@ func (n Network) checkRange() error {
 	if n.Range == (netip.Prefix{}) {
 		return nil
 	}
-	why := "no subnet is given for it"
-	for _, s := range n.Subnets {
-		why = "it is not in " + s.String()
-		if s.Bits() <= n.Range.Bits() && s.Contains(n.Range.Addr()) {
-			why = ""
-			break
-		}
-	}
-	if why == "" && n.Range != n.Range.Masked() {
+	why := ""
+	switch i := n.subnetOf(n.Range.Addr()); {
+	case i < 0:
+		why = n.withoutSubnet(n.Range.Addr())
+	case !n.InRange(n.Subnets[i]):
+		why = "it is not in " + n.Subnets[i].String()
+	case n.Range != n.Range.Masked():
 		why = "it should be " + n.Range.Masked().String()
 	}
 	if why != "" {
@@ -227,14 +267,20 @@ func (n Network) checkRange() error {
 	return nil
 }
 
+// InRange reports whether the network's range is a part of the subnet.
+func (n Network) InRange(subnet netip.Prefix) bool {
+	return n.Range.IsValid() && subnet.Bits() <= n.Range.Bits() && subnet.Contains(n.Range.Addr())
+}
+
+// checkGateways checks those that are there; an invalid one is to be filled in.
 func (n Network) checkGateways() error {
 	for i, gw := range n.Gateways {
-		why := "no subnet is given for it"
-		switch {
-		case i < len(n.Subnets):
+		if i < len(n.Subnets) && !gw.IsValid() {
+			continue
+		}
+		why := "it belongs to no subnet"
+		if i < len(n.Subnets) {
 			why = hostFault(gw, n.Subnets[i])
-		case i > 0:
-			why = "each subnet has one gateway, and " + n.Gateways[0].String() + " is given already"
 		}
 		if why != "" {
 			return &InputError{What: "gateway", Value: gw.String(), Why: why}
@@ -283,11 +329,12 @@ type NetworkOptions struct {
 }
 
 // Parse returns the network that the options ask for. Without a subnet it has
-// none, and without a bridge name no device: both depend on the host. The
-// gateway is the first address of the subnet that is not an auxiliary one. The
-// error is an *InputError; it wraps ErrNotSupported where that is the reason.
+// none, and without a bridge name no device: both depend on the host. The IPv4
+// subnet comes first, however they were given. A subnet's gateway is its first
+// address that is not an auxiliary one. The error is an *InputError; it wraps
+// ErrNotSupported where that is the reason.
 func (o NetworkOptions) Parse() (Network, error) {
-	n := Network{Name: o.Name, Bridge: o.Bridge, MTU: o.MTU, Internal: o.Internal, NoICC: o.NoICC, NoMasquerade: o.NoMasquerade}
+	n := Network{Name: o.Name, Bridge: o.Bridge, MTU: o.MTU, Internal: o.Internal, NoICC: o.NoICC, NoMasquerade: o.NoMasquerade, IPv6: o.IPv6}
 	if why := reservedNetwork(o.Name); why != "" {
 		return Network{}, &InputError{What: "network name", Value: o.Name, Why: why}
 	}
@@ -307,23 +354,23 @@ func (o NetworkOptions) Parse() (Network, error) {
 	if err := n.Validate(); err != nil {
 		return Network{}, err
 	}
-	for i := len(n.Gateways); i < len(n.Subnets); i++ {
-		gw := FirstHost(n.Subnets[i])
+	for i, s := range n.Subnets {
+		if n.Gateways[i].IsValid() {
+			continue
+		}
+		gw := FirstHost(s)
 		for n.Reserved(gw) {
 			gw = gw.Next()
 		}
-		if why := hostFault(gw, n.Subnets[i]); why != "" {
-			return Network{}, &InputError{What: "subnet", Value: n.Subnets[i].String(), Why: "the auxiliary addresses leave no room for a gateway"}
+		if why := hostFault(gw, s); why != "" {
+			return Network{}, &InputError{What: "subnet", Value: s.String(), Why: "the auxiliary addresses leave no room for a gateway"}
 		}
-		n.Gateways = append(n.Gateways, gw)
+		n.Gateways[i] = gw
 	}
 	return n, nil
 }
 
 func (o NetworkOptions) refuseUnsupported() error {
-	if o.IPv6 {
-		return notSupported("option", "--ipv6", "IPv6 is")
-	}
 	switch o.GatewayMode {
 	case "", "nat":
 		return nil
@@ -331,6 +378,30 @@ func (o NetworkOptions) refuseUnsupported() error {
 		return notSupported("gateway mode", o.GatewayMode, "it is")
 	}
 	return &InputError{What: "gateway mode", Value: o.GatewayMode, Why: "it should be nat"}
+}
+
+// parseGateways gives each gateway to the subnet of its family.
+func (o NetworkOptions) parseGateways(n *Network) error {
+	if len(n.Subnets) > 0 {
+		n.Gateways = make([]netip.Addr, len(n.Subnets))
+	}
+	for _, s := range o.Gateways {
+		a, why := parseAddr(s)
+		if why == "" {
+			switch i := n.subnetOf(a); {
+			case i < 0:
+				why = n.withoutSubnet(a)
+			case n.Gateways[i].IsValid():
+				why = "each subnet has one gateway, and " + n.Gateways[i].String() + " is given already"
+			default:
+				n.Gateways[i] = a
+			}
+		}
+		if why != "" {
+			return &InputError{What: "gateway", Value: s, Why: why}
+		}
+	}
+	return nil
 }
 
 func (o NetworkOptions) parseAddresses(n *Network) error {
@@ -341,12 +412,9 @@ func (o NetworkOptions) parseAddresses(n *Network) error {
 		}
 		n.Subnets = append(n.Subnets, p)
 	}
-	for _, s := range o.Gateways {
-		a, why := parseAddr(s)
-		if why != "" {
-			return &InputError{What: "gateway", Value: s, Why: why}
-		}
-		n.Gateways = append(n.Gateways, a)
+	slices.SortStableFunc(n.Subnets, func(a, b netip.Prefix) int { return a.Addr().BitLen() - b.Addr().BitLen() })
+	if err := o.parseGateways(n); err != nil {
+		return err
 	}
 	if o.IPRange != "" {
 		p, why := parsePrefix(o.IPRange)

@@ -23,7 +23,8 @@ func (r portRange) String() string {
 // [IP:][HOSTPORT[-END]:]PORT[-END][/tcp|udp|sctp], with brackets around an
 // IPv6 address. Two ranges go together one by one and must be of the same
 // length; a range of host ports for one port asks for any free one of it and
-// gives one Port with HostPortEnd. Without a host port it is ephemeral.
+// gives one Port with HostPortEnd. Without a host port it is ephemeral; without
+// a host address it is published on all, of every family the sandbox has.
 func ParsePublish(s string) ([]Port, error) {
 	ports, why := parsePublish(s)
 	if why != "" {
@@ -45,7 +46,7 @@ func parsePublish(s string) ([]Port, string) {
 	if why != "" {
 		return nil, why
 	}
-	p := Port{HostIP: netip.IPv4Unspecified(), Port: inside.first, Proto: proto}
+	p := Port{Port: inside.first, Proto: proto}
 	if len(parts) == 3 {
 		if p.HostIP, why = parseHostIP(parts[0]); why != "" {
 			return nil, why
@@ -149,23 +150,29 @@ func parsePort(s string) (uint16, string) {
 	return uint16(n), ""
 }
 
+// Overlaps reports whether both ports take the same port of a host address. An
+// unspecified host address is all of its family, none at all every address.
+func (p Port) Overlaps(o Port) bool {
+	return p.HostPort == o.HostPort && p.Proto == o.Proto &&
+		(p.HostIP == o.HostIP || !p.HostIP.IsValid() || !o.HostIP.IsValid() ||
+			p.HostIP.Is4() == o.HostIP.Is4() && (p.HostIP.IsUnspecified() || o.HostIP.IsUnspecified()))
+}
+
 // ConflictingPorts returns an *InputError if two of the ports ask for the same
-// host port. An unspecified host address takes the port on all addresses of
-// its family. Ephemeral ports and ranges conflict with nothing.
+// host port. Ephemeral ports and ranges conflict with nothing.
 func ConflictingPorts(ports []Port) error {
 	type key struct {
 		port  uint16
 		proto Proto
-		is4   bool
 	}
 	seen := make(map[key][]Port, len(ports))
 	for _, p := range ports {
 		if p.HostPort == 0 || p.HostPortEnd != 0 {
 			continue
 		}
-		k := key{p.HostPort, p.Proto, p.HostIP.Is4()}
+		k := key{p.HostPort, p.Proto}
 		for _, o := range seen[k] {
-			if o.HostIP == p.HostIP || o.HostIP.IsUnspecified() || p.HostIP.IsUnspecified() {
+			if p.Overlaps(o) {
 				return &InputError{What: "published port", Value: p.String(), Why: fmt.Sprintf("%s takes the same host port", o)}
 			}
 		}
@@ -177,12 +184,10 @@ func ConflictingPorts(ports []Port) error {
 // portFault checks one Port of a request.
 func portFault(p Port) string {
 	switch {
-	case !p.HostIP.IsValid():
-		return "the host address is missing"
-	case p.HostIP.Zone() != "" || p.HostIP.IsMulticast():
+	case p.HostIP.Zone() != "" || p.HostIP.IsMulticast() || p.HostIP.Is6() && p.HostIP.IsLinkLocalUnicast():
 		return "it is not an address that a port can be published on"
-	case !p.HostIP.Is4():
-		return "publishing on an IPv6 address is not supported yet"
+	case p.HostIP == netip.IPv6Loopback():
+		return "publishing on ::1 is not supported yet"
 	case p.Port == 0:
 		return "the sandbox's port is missing"
 	case p.HostPortEnd != 0 && (p.HostPort == 0 || p.HostPortEnd <= p.HostPort):

@@ -29,6 +29,11 @@ func TestNetworkOptions(t *testing.T) {
 			`{"name":"lan","bridge":"br-n","subnets":["10.61.0.0/24"],"gateways":["10.61.0.254"],"range":"10.61.0.128/25","aux":{"printer":"10.61.0.130"},` +
 				`"labels":{"k":"v"},"mtu":1400,"internal":true,"noICC":true,"noMasquerade":true,`},
 		{NetworkOptions{Name: "lan", Subnets: lan, Aux: []string{"a=10.61.0.1", "b=10.61.0.2"}}, `"gateways":["10.61.0.3"]`},
+		{NetworkOptions{Name: "lan", IPv6: true}, `"subnets":null,"ipv6":true,"gateways":null`},
+		{NetworkOptions{Name: "lan", Subnets: []string{"fd00::/64"}}, `"subnets":["fd00::/64"],"gateways":["fd00::1"]`},
+		{NetworkOptions{Name: "lan", Subnets: []string{"fd00::/64", "10.61.0.0/24"}, Gateways: []string{"fd00::9"}}, `"subnets":["10.61.0.0/24","fd00::/64"],"gateways":["10.61.0.1","fd00::9"]`},
+		{NetworkOptions{Name: "lan", Subnets: []string{"10.61.0.0/24", "fd00::/64"}, Gateways: []string{"fd00::9", "10.61.0.7"}, IPRange: "fd00::1:0/112", Aux: []string{"a=fd00::2", "b=10.61.0.2"}},
+			`"gateways":["10.61.0.7","fd00::9"],"range":"fd00::1:0/112","aux":{"a":"fd00::2","b":"10.61.0.2"}`},
 	} {
 		n, err := c.in.Parse()
 		if got := asJSON(t, n); err != nil || !strings.Contains(got, c.want) {
@@ -56,8 +61,20 @@ func TestNetworkRefusals(t *testing.T) {
 		{NetworkOptions{Name: "x", Subnets: []string{"10.61.0.0/24", "10.61.0.0/24"}}, `subnet "10.61.0.0/24": it overlaps 10.61.0.0/24 of the same network`},
 		{NetworkOptions{Name: "x", Subnets: []string{"10.61.0.0/24", "10.0.0.0/8"}}, `subnet "10.0.0.0/8": it overlaps 10.61.0.0/24 of the same network`},
 		{NetworkOptions{Name: "x", Subnets: []string{"10.61.0.0/24", "10.62.0.0/24"}}, `subnet "10.62.0.0/24": a network has one IPv4 subnet, and 10.61.0.0/24 is this one's`},
-		{NetworkOptions{Name: "x", Subnets: []string{"10.61.0.0/24", "fd00::/64"}}, `subnet "fd00::/64": IPv6 is not supported yet`},
-		{NetworkOptions{Name: "x", IPv6: true}, `option "--ipv6": IPv6 is not supported yet`},
+		{NetworkOptions{Name: "x", Subnets: []string{"fd00::/64", "fd01::/64"}}, `subnet "fd01::/64": a network has one IPv6 subnet, and fd00::/64 is this one's`},
+		{NetworkOptions{Name: "x", Subnets: []string{"fd00::/64", "10.61.0.0/24", "fd00::/48"}}, `subnet "fd00::/48": it overlaps fd00::/64 of the same network`},
+		{NetworkOptions{Name: "x", Subnets: []string{"fd00::1/64"}}, `subnet "fd00::1/64": it should be fd00::/64`},
+		{NetworkOptions{Name: "x", Subnets: []string{"fd00::/64"}, Gateways: []string{"fd01::1"}}, `gateway "fd01::1": it is not in fd00::/64`},
+		{NetworkOptions{Name: "x", Subnets: []string{"fd00::/64"}, Gateways: []string{"fd00::"}}, `gateway "fd00::": it is the network address of fd00::/64`},
+		{NetworkOptions{Name: "x", Subnets: lan, Gateways: []string{"fd00::1"}}, `gateway "fd00::1": no IPv6 subnet is given for it`},
+		{NetworkOptions{Name: "x", Subnets: append(lan, "fd00::/64"), Gateways: []string{"fd00::1", "10.61.0.1", "fd00::2"}}, `gateway "fd00::2": each subnet has one gateway, and fd00::1 is given already`},
+		{NetworkOptions{Name: "x", Subnets: lan, IPRange: "fd00::/80"}, `IP range "fd00::/80": no IPv6 subnet is given for it`},
+		{NetworkOptions{Name: "x", Subnets: append(lan, "fd00::/64"), IPRange: "fd01::/80"}, `IP range "fd01::/80": it is not in fd00::/64`},
+		{NetworkOptions{Name: "x", Subnets: []string{"fd00::/64"}, Aux: []string{"a=10.61.0.9"}}, `auxiliary address "a=10.61.0.9": no IPv4 subnet is given for it`},
+		{NetworkOptions{Name: "x", Subnets: append(lan, "fd00::/64"), Aux: []string{"a=fd00:0:0:1::9"}}, `auxiliary address "a=fd00:0:0:1::9": it is not in fd00::/64`},
+		{NetworkOptions{Name: "x", Subnets: []string{"fd00::/126"}, Aux: []string{"a=fd00::1", "b=fd00::2", "c=fd00::3"}}, `subnet "fd00::/126": the auxiliary addresses leave no room for a gateway`},
+		{NetworkOptions{Name: "x", Subnets: []string{"fd00::/64"}, MTU: 1279}, `MTU "1279": it should be from 1280 to 65535 with IPv6`},
+		{NetworkOptions{Name: "x", IPv6: true, MTU: 1279}, `MTU "1279": it should be from 1280 to 65535 with IPv6`},
 		{NetworkOptions{Name: "x", GatewayMode: "routed"}, `gateway mode "routed": it is not supported yet`},
 		{NetworkOptions{Name: "x", GatewayMode: "isolated"}, `gateway mode "isolated": it is not supported yet`},
 		{NetworkOptions{Name: "x", GatewayMode: "magic"}, `gateway mode "magic": it should be nat`},
@@ -109,11 +126,13 @@ func TestSandboxOptions(t *testing.T) {
 		{SandboxOptions{Net: []string{"host"}, Name: "x", Hostname: "h", Labels: []string{"a=1", "a=2"}}, `{"name":"x","id":"","mode":"host","hostname":"h","labels":{"a":"2"}}`},
 		{SandboxOptions{Net: []string{"none"}, DNS: []string{"1.1.1.1"}, AddHost: []string{"a:1.2.3.4"}, Sysctls: []string{"net.core.somaxconn=9"}},
 			`{"name":"","id":"","mode":"none","dns":["1.1.1.1"],"hosts":[{"name":"a","addr":"1.2.3.4"}],"sysctls":{"net/core/somaxconn":"9"}}`},
+		{SandboxOptions{Net: []string{"lan"}, IP: "10.0.0.9", IP6: "fd00::9", Publish: []string{"[fd00::5]:80:80"}},
+			`{"name":"","id":"","mode":"bridge","attach":[{"network":"lan","ip":"10.0.0.9","ip6":"fd00::9"}],"ports":[{"hostIP":"fd00::5","hostPort":80,"port":80,"protocol":"tcp"}]}`},
 		{SandboxOptions{Net: []string{"container:web"}}, `{"name":"","id":"","mode":"container","join":"web"}`},
 		{SandboxOptions{Net: []string{"container:4711"}, Name: "y"}, `{"name":"y","id":"","mode":"container","join":"4711"}`},
 		{SandboxOptions{Publish: []string{"8080:80", "9000-9009:90/udp"}, MTU: 1400, DNSSearch: []string{"example.com."}},
-			`{"name":"","id":"","mode":"bridge","attach":[{"network":"bridge"}],"ports":[{"hostIP":"0.0.0.0","hostPort":8080,"port":80,"protocol":"tcp"},` +
-				`{"hostIP":"0.0.0.0","hostPort":9000,"hostPortEnd":9009,"port":90,"protocol":"udp"}],"dnsSearch":["example.com"],"mtu":1400}`},
+			`{"name":"","id":"","mode":"bridge","attach":[{"network":"bridge"}],"ports":[{"hostIP":"","hostPort":8080,"port":80,"protocol":"tcp"},` +
+				`{"hostIP":"","hostPort":9000,"hostPortEnd":9009,"port":90,"protocol":"udp"}],"dnsSearch":["example.com"],"mtu":1400}`},
 	} {
 		s, err := c.in.Parse()
 		if got := asJSON(t, s); err != nil || got != c.want {
@@ -134,9 +153,9 @@ func TestSandboxRefusals(t *testing.T) {
 		in   SandboxOptions
 		want string
 	}{
-		{SandboxOptions{Net: host, Publish: []string{"80"}}, `published port "0.0.0.0::80/tcp": ` + asHost},
-		{SandboxOptions{Net: none, Publish: []string{"80:80"}}, `published port "0.0.0.0:80:80/tcp": ` + nothing},
-		{SandboxOptions{Net: join, Publish: []string{"80:80"}}, `published port "0.0.0.0:80:80/tcp": ` + asOther},
+		{SandboxOptions{Net: host, Publish: []string{"80"}}, `published port "80/tcp": ` + asHost},
+		{SandboxOptions{Net: none, Publish: []string{"80:80"}}, `published port "80:80/tcp": ` + nothing},
+		{SandboxOptions{Net: join, Publish: []string{"80:80"}}, `published port "80:80/tcp": ` + asOther},
 		{SandboxOptions{Net: host, IP: "10.0.0.1"}, `IP address "10.0.0.1": ` + asHost},
 		{SandboxOptions{Net: none, IP: "junk"}, `IP address "junk": ` + nothing},
 		{SandboxOptions{Net: join, IP: "10.0.0.1"}, `IP address "10.0.0.1": ` + asOther},
@@ -166,12 +185,17 @@ func TestSandboxRefusals(t *testing.T) {
 		{SandboxOptions{IP: "fd00::1"}, `IP address "fd00::1": it is not an IPv4 address`},
 		{SandboxOptions{IP: "127.0.0.1"}, `IP address "127.0.0.1": it is a loopback address`},
 		{SandboxOptions{IP: "0.0.0.0"}, `IP address "0.0.0.0": it is not the address of an interface`},
-		{SandboxOptions{IP6: "fd00::1"}, `IPv6 address "fd00::1": IPv6 is not supported yet`},
+		{SandboxOptions{IP6: "10.0.0.1"}, `IPv6 address "10.0.0.1": it is not an IPv6 address`},
+		{SandboxOptions{IP6: "::ffff:10.0.0.1"}, `IPv6 address "10.0.0.1": it is not an IPv6 address`},
+		{SandboxOptions{IP6: "ff02::1"}, `IPv6 address "ff02::1": it is a multicast address`},
+		{SandboxOptions{IP6: "::1"}, `IPv6 address "::1": it is a loopback address`},
 		{SandboxOptions{MAC: "01:00:5e:00:00:01"}, `MAC address "01:00:5e:00:00:01": it is a multicast address`},
 		{SandboxOptions{NetworkAlias: []string{"db"}}, `network alias "db": only user-defined networks have aliases`},
 		{SandboxOptions{Net: []string{"lan"}, NetworkAlias: []string{"d b"}}, `network alias "d b": only letters, digits, '-', '_' and dots are allowed`},
-		{SandboxOptions{Publish: []string{"[::1]:80:80"}}, `published port "[::1]:80:80/tcp": publishing on an IPv6 address is not supported yet`},
-		{SandboxOptions{Publish: []string{"80:80", "80:81"}}, `published port "0.0.0.0:80:81/tcp": 0.0.0.0:80:80/tcp takes the same host port`},
+		{SandboxOptions{Publish: []string{"[::1]:80:80"}}, `published port "[::1]:80:80/tcp": publishing on ::1 is not supported yet`},
+		{SandboxOptions{Publish: []string{"[fe80::1]:80:80"}}, `published port "[fe80::1]:80:80/tcp": it is not an address that a port can be published on`},
+		{SandboxOptions{Publish: []string{"[::]:80:80", "80:81"}}, `published port "80:81/tcp": [::]:80:80/tcp takes the same host port`},
+		{SandboxOptions{Publish: []string{"80:80", "80:81"}}, `published port "80:81/tcp": 80:80/tcp takes the same host port`},
 		{SandboxOptions{Publish: []string{"80x"}}, `published port "80x": "80x" is not a port`},
 		{SandboxOptions{Hostname: "a_b"}, `hostname "a_b": only letters, digits, '-' and dots are allowed`},
 		{SandboxOptions{Hostname: strings.Repeat("a.", 40) + "a"}, `hostname "` + strings.Repeat("a.", 32) + `…": the kernel takes 64 characters at most, this has 81`},
@@ -195,7 +219,7 @@ func TestSandboxValidate(t *testing.T) {
 		`network mode "host": there is a network, which only mode bridge has`:                 {Mode: ModeHost, Attach: lan},
 		`network mode "container": sandbox name: it is empty`:                                 {Mode: ModeContainer},
 		`network mode "none": there is a sandbox to join, which only mode container does`:     {Mode: ModeNone, Join: "x"},
-		`published port "invalid IP::0/": the host address is missing`:                        {Mode: ModeBridge, Attach: lan, Ports: []Port{{}}},
+		`published port "0/": the sandbox's port is missing`:                                  {Mode: ModeBridge, Attach: lan, Ports: []Port{{}}},
 		`MAC address "02:42:AC:00:00:01": it should be 02:42:ac:00:00:01`:                     {Mode: ModeBridge, Attach: []Attachment{{Network: "lan", MAC: "02:42:AC:00:00:01"}}},
 		`host entry "a:invalid IP": it has no usable IP address`:                              {Mode: ModeBridge, Attach: lan, Hosts: []HostEntry{{Name: "a"}}},
 		`sysctl "net.core.x=1": only keys below net can be set for a sandbox`:                 {Mode: ModeBridge, Attach: lan, Sysctls: map[string]string{"net.core.x": "1"}},

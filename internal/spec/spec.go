@@ -8,6 +8,7 @@ package spec
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"strconv"
 	"time"
@@ -73,7 +74,8 @@ const (
 
 // Port is one published port: host address and port to sandbox port.
 type Port struct {
-	// HostIP is unspecified (0.0.0.0) for every address of the host.
+	// HostIP is unspecified (0.0.0.0, ::) for every address of the host of that
+	// family, and in a request invalid for both; an Endpoint has a Port for each.
 	HostIP netip.Addr `json:"hostIP"`
 	// HostPort 0 asks for an ephemeral port; in an Endpoint it is the real one.
 	HostPort uint16 `json:"hostPort"`
@@ -85,8 +87,8 @@ type Port struct {
 	Proto Proto  `json:"protocol"`
 }
 
-// String is docker's spelling, which ParsePublish reads: 0.0.0.0:8080:80/tcp,
-// 0.0.0.0:8000-8010:80/tcp or, for an ephemeral port, 0.0.0.0::80/tcp.
+// String is docker's spelling, which ParsePublish reads: 8080:80/tcp,
+// 0.0.0.0:8000-8010:80/tcp or, for an ephemeral port, [::]::80/tcp.
 func (p Port) String() string {
 	host := ""
 	if p.HostPort != 0 {
@@ -95,11 +97,17 @@ func (p Port) String() string {
 	if p.HostPortEnd != 0 {
 		host += "-" + strconv.Itoa(int(p.HostPortEnd))
 	}
-	ip := p.HostIP.String()
-	if p.HostIP.Is6() {
-		ip = "[" + ip + "]"
+	ip := ""
+	switch {
+	case p.HostIP.Is6():
+		ip = "[" + p.HostIP.String() + "]:"
+	case p.HostIP.IsValid():
+		ip = p.HostIP.String() + ":"
 	}
-	return fmt.Sprintf("%s:%s:%d/%s", ip, host, p.Port, p.Proto)
+	if ip != "" || host != "" {
+		host += ":"
+	}
+	return fmt.Sprintf("%s%s%d/%s", ip, host, p.Port, p.Proto)
 }
 
 // HostEntry is one --add-host NAME:IP.
@@ -176,12 +184,30 @@ func (s Sandbox) HostnameOrID() string {
 }
 
 // MAC derives a locally administered MAC address from an IP address, as docker
-// does: 02:42 and the last four bytes. An address that is used again keeps its
-// MAC, so that no neighbour's cache is ever wrong.
+// does: 02:42 and the last four bytes, of an IPv6 address those before them
+// folded in. An address that is used again keeps its MAC, so that no
+// neighbour's cache is ever wrong.
 func MAC(a netip.Addr) string {
-	b := a.AsSlice()
-	b = b[len(b)-4:]
+	all := a.AsSlice()
+	b := all[len(all)-4:]
+	if a.Is6() {
+		for i := range b {
+			b[i] ^= all[8+i]
+		}
+	}
 	return fmt.Sprintf("02:42:%02x:%02x:%02x:%02x", b[0], b[1], b[2], b[3])
+}
+
+// LinkLocal is the link-local address that the kernel would make of a MAC
+// address (RFC 4291, appendix A), which is one that MAC or ParseMAC returned.
+func LinkLocal(mac string) netip.Prefix {
+	b := [16]byte{0: 0xfe, 1: 0x80, 11: 0xff, 12: 0xfe}
+	if hw, err := net.ParseMAC(mac); err == nil && len(hw) == 6 {
+		copy(b[8:11], hw[:3])
+		copy(b[13:], hw[3:])
+		b[8] ^= 2 // the universal/local bit
+	}
+	return netip.PrefixFrom(netip.AddrFrom16(b), 64)
 }
 
 // GatewayMode is how a network's traffic with the outside goes, in docker's words.
@@ -202,11 +228,15 @@ const (
 type Network struct {
 	Name string `json:"name"`
 	// Bridge is the bridge device's name.
-	Bridge  string         `json:"bridge"`
+	Bridge string `json:"bridge"`
+	// Subnets is one of IPv4, one of IPv6, or one of each, in this order.
 	Subnets []netip.Prefix `json:"subnets"`
+	// IPv6 asks for a subnet of each family: what is not in Subnets is chosen.
+	IPv6 bool `json:"ipv6,omitempty"`
 	// Gateways has the host's address in each subnet, in the same order.
 	Gateways []netip.Addr `json:"gateways"`
-	// Range narrows what is handed out automatically; invalid means the subnet.
+	// Range narrows what is handed out automatically of the subnet it is in;
+	// invalid means all of it.
 	Range netip.Prefix `json:"range,omitzero"`
 	// Aux addresses are never handed out, by name.
 	Aux          map[string]netip.Addr `json:"aux,omitempty"`
@@ -225,14 +255,15 @@ type Network struct {
 type Endpoint struct {
 	Network string `json:"network"`
 	// Interface is the device's name inside, HostInterface outside.
-	Interface     string         `json:"interface"`
-	HostInterface string         `json:"hostInterface"`
-	MAC           string         `json:"mac"`
-	MTU           int            `json:"mtu"`
-	Addresses     []netip.Prefix `json:"addresses"`
-	Gateways      []netip.Addr   `json:"gateways"`
-	Aliases       []string       `json:"aliases"`
-	Ports         []Port         `json:"ports"`
+	Interface     string `json:"interface"`
+	HostInterface string `json:"hostInterface"`
+	MAC           string `json:"mac"`
+	MTU           int    `json:"mtu"`
+	// Addresses and Gateways have one for each of the network's subnets.
+	Addresses []netip.Prefix `json:"addresses"`
+	Gateways  []netip.Addr   `json:"gateways"`
+	Aliases   []string       `json:"aliases"`
+	Ports     []Port         `json:"ports"`
 }
 
 // Facts is what the manager found out and allocated for one sandbox; with the

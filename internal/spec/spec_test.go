@@ -154,12 +154,12 @@ func TestSmallOptions(t *testing.T) {
 
 func TestParsePublish(t *testing.T) {
 	cases{
-		"80": "[0.0.0.0::80/tcp]", "80/udp": "[0.0.0.0::80/udp]", "80/UDP": "[0.0.0.0::80/udp]", "8080:80": "[0.0.0.0:8080:80/tcp]",
-		"8080:80/tcp": "[0.0.0.0:8080:80/tcp]", "8080:80/sctp": "[0.0.0.0:8080:80/sctp]", "127.0.0.1:8080:80": "[127.0.0.1:8080:80/tcp]",
+		"80": "[80/tcp]", "80/udp": "[80/udp]", "80/UDP": "[80/udp]", "8080:80": "[8080:80/tcp]",
+		"8080:80/tcp": "[8080:80/tcp]", "8080:80/sctp": "[8080:80/sctp]", "127.0.0.1:8080:80": "[127.0.0.1:8080:80/tcp]",
 		"127.0.0.1::80": "[127.0.0.1::80/tcp]", "0.0.0.0:1:65535": "[0.0.0.0:1:65535/tcp]",
-		"8000-8002:80-82": "[0.0.0.0:8000:80/tcp 0.0.0.0:8001:81/tcp 0.0.0.0:8002:82/tcp]",
-		"8000-8010:80":    "[0.0.0.0:8000-8010:80/tcp]", "8000-8000:80": "[0.0.0.0:8000:80/tcp]",
-		"7000-7001": "[0.0.0.0::7000/tcp 0.0.0.0::7001/tcp]", "[::1]:8080:80": "[[::1]:8080:80/tcp]", "[::]::80-81/udp": "[[::]::80/udp [::]::81/udp]",
+		"8000-8002:80-82": "[8000:80/tcp 8001:81/tcp 8002:82/tcp]",
+		"8000-8010:80":    "[8000-8010:80/tcp]", "8000-8000:80": "[8000:80/tcp]",
+		"7000-7001": "[7000/tcp 7001/tcp]", "[::1]:8080:80": "[[::1]:8080:80/tcp]", "[::]::80-81/udp": "[[::]::80/udp [::]::81/udp]",
 
 		"": "! it is empty", "0": `! port "0" is not from 1 to 65535`, "0:80": `! port "0" is not from 1 to 65535`, "80:0": `! port "0" is not from 1 to 65535`,
 		"70000": `! port "70000" is not from 1 to 65535`, "80:70000": `! port "70000" is not from 1 to 65535`, "70000:80": `! port "70000" is not from 1 to 65535`,
@@ -190,13 +190,18 @@ func TestConflictingPorts(t *testing.T) {
 		"80:80 81:80 80:80/udp":             "",
 		"80 80":                             "",
 		"127.0.0.1:80:80 127.0.0.2:80:80":   "",
-		"[::]:80:80 80:80":                  "",
+		"[::]:80:80 0.0.0.0:80:80":          "",
+		"[fd00::1]:80:80 [fd00::2]:80:80":   "",
+		"[::]:80:80 127.0.0.1:80:80":        "",
+		"[::]:80:80 80:80":                  `invalid published port "80:80/tcp": [::]:80:80/tcp takes the same host port`,
+		"[::]:80:80 [fd00::1]:80:80":        `invalid published port "[fd00::1]:80:80/tcp": [::]:80:80/tcp takes the same host port`,
+		"80:80 [fd00::1]:80:80":             `invalid published port "[fd00::1]:80:80/tcp": 80:80/tcp takes the same host port`,
 		"8000-8010:80 8000-8010:81 8000:82": "",
-		"80:80 80:80":                       `invalid published port "0.0.0.0:80:80/tcp": 0.0.0.0:80:80/tcp takes the same host port`,
-		"80:80 80:81":                       `invalid published port "0.0.0.0:80:81/tcp": 0.0.0.0:80:80/tcp takes the same host port`,
-		"127.0.0.1:80:80 80:81":             `invalid published port "0.0.0.0:80:81/tcp": 127.0.0.1:80:80/tcp takes the same host port`,
-		"80:81/udp 127.0.0.1:80:80/udp":     `invalid published port "127.0.0.1:80:80/udp": 0.0.0.0:80:81/udp takes the same host port`,
-		"8000-8002:1-3 8002:9":              `invalid published port "0.0.0.0:8002:9/tcp": 0.0.0.0:8002:3/tcp takes the same host port`,
+		"80:80 80:80":                       `invalid published port "80:80/tcp": 80:80/tcp takes the same host port`,
+		"80:80 80:81":                       `invalid published port "80:81/tcp": 80:80/tcp takes the same host port`,
+		"127.0.0.1:80:80 80:81":             `invalid published port "80:81/tcp": 127.0.0.1:80:80/tcp takes the same host port`,
+		"80:81/udp 127.0.0.1:80:80/udp":     `invalid published port "127.0.0.1:80:80/udp": 80:81/udp takes the same host port`,
+		"8000-8002:1-3 8002:9":              `invalid published port "8002:9/tcp": 8002:3/tcp takes the same host port`,
 	} {
 		var all []Port
 		for _, s := range strings.Fields(in) {
@@ -223,12 +228,25 @@ func TestParseSubnet(t *testing.T) {
 		"0.0.0.0/0": "! no network can have addresses of 0.0.0.0/8 (this host)", "127.0.0.0/24": "! no network can have addresses of 127.0.0.0/8 (loopback)",
 		"64.0.0.0/2": "! no network can have addresses of 127.0.0.0/8 (loopback)", "169.254.1.0/24": "! no network can have addresses of 169.254.0.0/16 (link-local)",
 		"224.0.0.0/24": "! no network can have addresses of 224.0.0.0/4 (multicast)", "255.255.255.0/24": "! no network can have addresses of 240.0.0.0/4 (reserved)",
-		"8.0.0.0/7": "! it is too large, at most it can be a /8", "::/0": "! no network can have addresses of ::/8 (reserved)",
+		"8.0.0.0/7": "! it is too large, at most it can be a /8", "2000::/31": "! it is too large, at most it can be a /32", "2001:db8::/32": "2001:db8::/32", "::/0": "! no network can have addresses of ::/8 (reserved)",
 		"fe80::/64": "! no network can have addresses of fe80::/10 (link-local)", "ff02::/64": "! no network can have addresses of ff00::/8 (multicast)",
 	}.run(t, "subnet", show(ParseSubnet))
 	for in, want := range map[string]string{"10.61.0.0/24": "10.61.0.255", "10.0.0.0/30": "10.0.0.3", "10.0.0.128/25": "10.0.0.255", "fd00::/64": "fd00::ffff:ffff:ffff:ffff", "1.2.3.4/32": "1.2.3.4"} {
 		if got := LastAddr(netip.MustParsePrefix(in)).String(); got != want {
 			t.Errorf("last address of %s: %s", in, got)
 		}
+	}
+}
+
+func TestDerivedAddresses(t *testing.T) {
+	for in, want := range map[string]string{
+		"172.30.1.254": "02:42:ac:1e:01:fe", "fd00::2": "02:42:00:00:00:02", "fd00::1:0:2": "02:42:00:00:00:03", "fd00:1:2:3:4:5:6:7": "02:42:00:02:00:02",
+	} {
+		if got := MAC(netip.MustParseAddr(in)); got != want {
+			t.Errorf("MAC of %s: %s, want %s", in, got, want)
+		}
+	}
+	if got := LinkLocal("02:42:ac:1e:01:fe").String(); got != "fe80::42:acff:fe1e:1fe/64" {
+		t.Errorf("link-local address: %s", got)
 	}
 }

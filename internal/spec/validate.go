@@ -3,6 +3,7 @@ package spec
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strconv"
 )
@@ -128,17 +129,11 @@ func (s Sandbox) checkAttach() error {
 		if slices.ContainsFunc(s.Attach[:i], func(o Attachment) bool { return o.Network == a.Network }) {
 			return &InputError{What: "network mode", Value: a.Network, Why: "it is given twice"}
 		}
-		if a.IP6.IsValid() {
-			return notSupported("IPv6 address", a.IP6.String(), "IPv6 is")
+		if err := checkFixed("IP address", a.IP, true); err != nil {
+			return err
 		}
-		if a.IP.IsValid() {
-			why := unicastFault(a.IP)
-			if why == "" && !a.IP.Is4() {
-				why = "it is not an IPv4 address"
-			}
-			if why != "" {
-				return &InputError{What: "IP address", Value: a.IP.String(), Why: why}
-			}
+		if err := checkFixed("IPv6 address", a.IP6, false); err != nil {
+			return err
 		}
 		if a.MAC != "" {
 			if mac, err := ParseMAC(a.MAC); err != nil {
@@ -160,6 +155,25 @@ func (s Sandbox) checkAttach() error {
 	return nil
 }
 
+// checkFixed checks the address that a sandbox asks for, if it does.
+func checkFixed(what string, a netip.Addr, is4 bool) error {
+	if !a.IsValid() {
+		return nil
+	}
+	why, hint := unicastFault(a), ""
+	switch {
+	case why != "" || a.Is4() == is4:
+	case is4:
+		why, hint = "it is not an IPv4 address", "use --ip6"
+	default:
+		why, hint = "it is not an IPv6 address", "use --ip"
+	}
+	if why != "" {
+		return &InputError{What: what, Value: a.String(), Why: why, Hint: hint}
+	}
+	return nil
+}
+
 func (s Sandbox) checkPorts() error {
 	for _, p := range s.Ports {
 		why := portFault(p)
@@ -167,7 +181,7 @@ func (s Sandbox) checkPorts() error {
 			continue
 		}
 		e := &InputError{What: "published port", Value: p.String(), Why: why}
-		if p.HostIP.Is6() {
+		if p.HostIP == netip.IPv6Loopback() {
 			e.Err = ErrNotSupported
 		}
 		return e
