@@ -12,7 +12,8 @@ import (
 )
 
 // Bridge connects a sandbox to one or more bridge networks, each by a veth
-// pair. The first network has the default route and the published ports.
+// pair. The first network has the published ports, and the first of each
+// address family the default route.
 type Bridge struct{}
 
 // Name is "bridge".
@@ -24,9 +25,9 @@ func (Bridge) Plan(s spec.Sandbox, f spec.Facts) (plan.Plan, error) {
 	if len(f.Endpoints) == 0 || len(f.Endpoints) != len(f.Networks) {
 		return plan.Plan{}, fmt.Errorf("%d endpoints for %d networks", len(f.Endpoints), len(f.Networks))
 	}
-	objs := namespace(s, f)
-	for i, ep := range f.Endpoints {
-		objs = append(objs, endpoint(ep, f, f.Networks[i], i == 0)...)
+	objs := append(namespace(s, f), ignoreRouters(s, f)...)
+	for i := range f.Endpoints {
+		objs = append(objs, endpoint(f, i)...)
 	}
 	objs = append(objs, sysctls(s, f)...)
 	objs = append(objs, etcFiles(s, f)...)
@@ -36,7 +37,7 @@ func (Bridge) Plan(s spec.Sandbox, f spec.Facts) (plan.Plan, error) {
 	for _, ep := range f.Endpoints {
 		for _, p := range ep.Ports {
 			// All reservations, then all elements: one transaction each.
-			for _, o := range firewall.Publish(p, ep.Addresses[0].Addr()) {
+			for _, o := range publishPort(p, ep) {
 				switch {
 				case seen[o.Key()]:
 				case o.Kind() == plan.KindHostPort:
@@ -56,7 +57,41 @@ func namespace(s spec.Sandbox, f spec.Facts) []plan.Object {
 	return []plan.Object{index(s, f), plan.Netns{Path: f.Netns, Mark: f.Mark}}
 }
 
-func endpoint(ep spec.Endpoint, f spec.Facts, n spec.Network, first bool) []plan.Object {
+// publishPort plans one published port. Until package firewall translates IPv6,
+// an IPv6 port is reserved and no more.
+func publishPort(p spec.Port, ep spec.Endpoint) []plan.Object {
+	if p.HostIP.Is6() {
+		return []plan.Object{plan.HostPort{Proto: string(p.Proto), IP: p.HostIP, Port: p.HostPort}}
+	}
+	return firewall.Publish(p, ep.Addresses[addressOf(ep, p.HostIP)].Addr())
+}
+
+// addressOf is the index of the endpoint's address of the same family as a, or -1.
+func addressOf(ep spec.Endpoint, a netip.Addr) int {
+	return slices.IndexFunc(ep.Addresses, func(p netip.Prefix) bool { return p.Addr().Is4() == a.Is4() })
+}
+
+func hasIPv6(ep spec.Endpoint) bool { return addressOf(ep, netip.IPv6Unspecified()) >= 0 }
+
+// ignoreRouters keeps router advertisements, which anybody on a network can
+// send, from giving a sandbox addresses and routes, unless the user says
+// otherwise. It is set before there are interfaces, which inherit it.
+func ignoreRouters(s spec.Sandbox, f spec.Facts) []plan.Object {
+	if !slices.ContainsFunc(f.Endpoints, hasIPv6) {
+		return nil
+	}
+	var objs []plan.Object
+	for _, name := range []string{"net/ipv6/conf/default/accept_ra", "net/ipv6/conf/default/autoconf"} {
+		if _, ok := s.Sysctls[name]; !ok {
+			objs = append(objs, plan.Sysctl{Netns: f.Netns, Name: name, Value: "0"})
+		}
+	}
+	return objs
+}
+
+// endpoint plans the sandbox's interface on its i-th network.
+func endpoint(f spec.Facts, i int) []plan.Object {
+	ep, n := f.Endpoints[i], f.Networks[i]
 	objs := []plan.Object{plan.Link{
 		Name: ep.HostInterface, Type: plan.Veth, MTU: ep.MTU, Master: n.Bridge, Mark: f.Mark,
 		Peer: ep.Interface, PeerNetns: f.Netns, PeerMAC: ep.MAC,
@@ -64,11 +99,16 @@ func endpoint(ep spec.Endpoint, f spec.Facts, n spec.Network, first bool) []plan
 		// own published port is translated on the bridge and turns round at its port.
 		Isolated: n.NoICC, Hairpin: len(ep.Ports) > 0,
 	}}
+	if hasIPv6(ep) {
+		// The kernel's own would have to wait for duplicate address detection.
+		objs = append(objs, plan.Addr{Netns: f.Netns, Link: ep.Interface, Addr: spec.LinkLocal(ep.MAC)})
+	}
 	for _, a := range ep.Addresses {
 		objs = append(objs, plan.Addr{Netns: f.Netns, Link: ep.Interface, Addr: a})
 	}
-	if first && !n.Internal {
-		for _, gw := range ep.Gateways {
+	for _, gw := range ep.Gateways {
+		first := slices.IndexFunc(f.Endpoints, func(e spec.Endpoint) bool { return addressOf(e, gw) >= 0 })
+		if first == i && !n.Internal {
 			objs = append(objs, plan.Route{Netns: f.Netns, Dst: defaultRoute(gw), Via: gw, Link: ep.Interface})
 		}
 	}
@@ -141,13 +181,24 @@ func sysctls(s spec.Sandbox, f spec.Facts) []plan.Object {
 // Network plans a bridge network itself: the bridge with the gateway addresses,
 // and what the firewall has to know of it.
 func (Bridge) Network(n spec.Network, mark uint32) plan.Plan {
-	objs := []plan.Object{plan.Link{Name: n.Bridge, Type: plan.Bridge, MTU: n.MTU, MAC: spec.MAC(n.Gateways[0]), Mark: mark}}
+	mac := spec.MAC(n.Gateways[0])
+	in4, in6 := "net/ipv4/conf/"+n.Bridge+"/", "net/ipv6/conf/"+n.Bridge+"/"
+	objs := []plan.Object{plan.Link{Name: n.Bridge, Type: plan.Bridge, MTU: n.MTU, MAC: mac, Mark: mark},
+		// A sandbox must not give the host a default route, whatever the network's family.
+		plan.Sysctl{Name: in6 + "accept_ra", Value: "0", Optional: true}}
+	if n.HasIPv6() {
+		objs = append(objs, plan.Sysctl{Name: in6 + "disable_ipv6", Value: "0"},
+			// The source of the host's neighbour solicitations for what it forwards.
+			plan.Addr{Link: n.Bridge, Addr: spec.LinkLocal(mac)})
+	}
 	for i, gw := range n.Gateways {
 		objs = append(objs, plan.Addr{Link: n.Bridge, Addr: netip.PrefixFrom(gw, n.Subnets[i].Bits())})
 	}
-	// Ports published on 127.0.0.1 are translated to a sandbox's address while
-	// the source still is 127.0.0.1; the firewall closes what this opens.
-	objs = append(objs, plan.Sysctl{Name: "net/ipv4/conf/" + n.Bridge + "/route_localnet", Value: "1"})
+	if n.HasIPv4() {
+		// Ports published on 127.0.0.1 are translated to a sandbox's address while
+		// the source still is 127.0.0.1; the firewall closes what this opens.
+		objs = append(objs, plan.Sysctl{Name: in4 + "route_localnet", Value: "1"})
+	}
 	return plan.Plan{Owner: "network/" + n.Name, Objects: append(objs, firewall.Network(n)...)}
 }
 
@@ -161,4 +212,17 @@ func (Bridge) Shared(mark uint32, restore, foreign string) plan.Plan {
 		objs = append(objs, firewall.AcceptIn(foreign))
 	}
 	return plan.Plan{Owner: "host", Objects: objs}
+}
+
+// Forward6 plans what all networks with IPv6 share: the host routes IPv6.
+// restore is what forwarding goes back to with the last such network, empty to
+// leave it. A router ignores router advertisements: the uplinks, which have had
+// some, go on heeding them. They come first, since the kernel drops what it has
+// learned of a router when it becomes one, save on these.
+func (Bridge) Forward6(restore string, uplinks []string) plan.Plan {
+	var objs []plan.Object
+	for _, l := range uplinks {
+		objs = append(objs, plan.Sysctl{Name: "net/ipv6/conf/" + l + "/accept_ra", Value: "2", Restore: "1", Optional: true})
+	}
+	return plan.Plan{Owner: "host/ipv6", Objects: append(objs, plan.Sysctl{Name: plan.IPv6Forward, Value: "1", Restore: restore})}
 }

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -27,15 +28,23 @@ func facts(eps []spec.Endpoint, nets []spec.Network) spec.Facts {
 	}
 }
 
-func network(name, bridge, subnet string) spec.Network {
-	p := netip.MustParsePrefix(subnet)
-	return spec.Network{Name: name, Bridge: bridge, Subnets: []netip.Prefix{p}, Gateways: []netip.Addr{p.Addr().Next()}, MTU: 1500}
+func network(name, bridge string, subnets ...string) spec.Network {
+	n := spec.Network{Name: name, Bridge: bridge, MTU: 1500}
+	for _, s := range subnets {
+		p := netip.MustParsePrefix(s)
+		n.Subnets, n.Gateways = append(n.Subnets, p), append(n.Gateways, p.Addr().Next())
+	}
+	return n
 }
 
-func endpoint(n spec.Network, iface, hostIface, addr string, ports ...spec.Port) spec.Endpoint {
-	a := netip.MustParseAddr(addr)
-	return spec.Endpoint{Network: n.Name, Interface: iface, HostInterface: hostIface, MAC: spec.MAC(a), MTU: 1500,
-		Addresses: []netip.Prefix{netip.PrefixFrom(a, n.Subnets[0].Bits())}, Gateways: n.Gateways, Ports: ports}
+// endpoint takes one address for each of the network's subnets, with a space between.
+func endpoint(n spec.Network, iface, hostIface, addrs string, ports ...spec.Port) spec.Endpoint {
+	ep := spec.Endpoint{Network: n.Name, Interface: iface, HostInterface: hostIface, MTU: 1500, Gateways: n.Gateways, Ports: ports}
+	for i, s := range strings.Fields(addrs) {
+		ep.Addresses = append(ep.Addresses, netip.PrefixFrom(netip.MustParseAddr(s), n.Subnets[i].Bits()))
+	}
+	ep.MAC = spec.MAC(ep.Addresses[0].Addr())
+	return ep
 }
 
 // TestGolden compares each mode's plan, as text, with a file.
@@ -51,6 +60,9 @@ func TestGolden(t *testing.T) {
 	rich.Hosts = []spec.HostEntry{{Name: "db.example", Addr: netip.MustParseAddr("192.0.2.9")}}
 	rich.DNS, rich.DNSSearch = []netip.Addr{netip.MustParseAddr("192.0.2.1")}, []string{"corp.example"}
 	rich.Sysctls = map[string]string{"net/core/somaxconn": "1024", "net/ipv4/tcp_syncookies": "0"}
+	dual, only6 := network("dual", "sn-d0a1d0a1d0a1", "10.63.0.0/24", "fd00:63::/64"), network("six", "sn-666666666666", "fd00:66::/64")
+	forgiving := web
+	forgiving.Sysctls = map[string]string{"net/ipv6/conf/default/accept_ra": "1"}
 	named := endpoint(app, "eth0", "sv3f2a91c0d1e0", "10.61.0.2")
 	named.Aliases = []string{"www"}
 
@@ -81,6 +93,13 @@ func TestGolden(t *testing.T) {
 		{"bridge-user-network", modes.Bridge{}, web, facts([]spec.Endpoint{named}, []spec.Network{app})},
 		{"bridge-two-networks", modes.Bridge{}, rich, facts([]spec.Endpoint{named, endpoint(db, "eth1", "sv3f2a91c0d1e1", "10.62.0.2")}, []spec.Network{app, db})},
 		{"bridge-no-icc", modes.Bridge{}, web, facts([]spec.Endpoint{endpoint(quiet, "eth0", "sv3f2a91c0d1e0", "10.62.0.2")}, []spec.Network{quiet})},
+		{"bridge-dual-stack", modes.Bridge{}, web, facts([]spec.Endpoint{endpoint(dual, "eth0", "sv3f2a91c0d1e0", "10.63.0.2 fd00:63::2",
+			spec.Port{HostIP: all, HostPort: 8080, Port: 80, Proto: spec.TCP},
+			spec.Port{HostIP: netip.IPv6Unspecified(), HostPort: 8080, Port: 80, Proto: spec.TCP})}, []spec.Network{dual})},
+		{"bridge-ipv6-only", modes.Bridge{}, forgiving, facts([]spec.Endpoint{endpoint(only6, "eth0", "sv3f2a91c0d1e0", "fd00:66::2")}, []spec.Network{only6})},
+		// Each family has its default route from the first network that has the family.
+		{"bridge-mixed", modes.Bridge{}, web, facts([]spec.Endpoint{endpoint(app, "eth0", "sv3f2a91c0d1e0", "10.61.0.2"),
+			endpoint(dual, "eth1", "sv3f2a91c0d1e1", "10.63.0.2 fd00:63::2"), endpoint(only6, "eth2", "sv3f2a91c0d1e2", "fd00:66::2")}, []spec.Network{app, dual, only6})},
 		{"bridge-internal", modes.Bridge{}, web, facts([]spec.Endpoint{endpoint(internal, "eth0", "sv3f2a91c0d1e0", "10.62.0.2")}, []spec.Network{internal})},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -94,6 +113,9 @@ func TestGolden(t *testing.T) {
 	}
 	golden(t, "network", modes.Bridge{}.Network(app, 83))
 	golden(t, "network-internal", modes.Bridge{}.Network(internal, 83))
+	golden(t, "network-dual-stack", modes.Bridge{}.Network(dual, 83))
+	golden(t, "network-ipv6-only", modes.Bridge{}.Network(only6, 83))
+	golden(t, "forward6", modes.Bridge{}.Forward6("0", []string{"eth0", "wlan0"}))
 	golden(t, "hostplan-docker", modes.Bridge{}.Shared(83, "0", "DOCKER-USER"))
 }
 

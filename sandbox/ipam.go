@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
+	"math/bits"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -28,13 +30,14 @@ var (
 	ErrNoSubnet = errors.New("no free subnet")
 )
 
-// Pool hands out the IPv4 addresses of one network. Each address in use is a
-// symbolic link in the pool's directory, named by the address, with its owner
-// as the target: symlink(2) makes both at once, or fails if the address is
-// taken. Any number of processes may use the directory at once.
+// Pool hands out the addresses of one network, of both families. Each address
+// in use is a symbolic link in the pool's directory, named by the address, with
+// its owner as the target: symlink(2) makes both at once, or fails if the
+// address is taken. Any number of processes may use the directory at once.
 //
 // Addresses are handed out next-fit: one that was released comes up again only
 // after all others, since its last holder may still be in some cache, or dying.
+// Of an IPv6 subnet larger than a /64, the first /64 is handed out.
 type Pool struct {
 	dir string
 	net spec.Network
@@ -47,9 +50,11 @@ type Allocation struct {
 }
 
 const (
-	// lastFile has the address handed out last. Lost or stale it costs only
-	// the order.
+	// lastFile has the addresses handed out last: a line of lastIPv4 bytes, then
+	// one of lastIPv6. Lost or stale they cost only the order.
 	lastFile = "last"
+	lastIPv4 = 16
+	lastIPv6 = 40
 	// maxProbes is how many addresses in a row are tried one by one before the
 	// directory is read.
 	maxProbes = 64
@@ -58,51 +63,51 @@ const (
 	lockPoll = 200 * time.Microsecond
 )
 
-// OpenPool returns the pool of n's first subnet in dir. It touches nothing
-// yet; the directory is made (0700) with the first allocation.
+// OpenPool returns the pool of n's subnets in dir. It touches nothing yet; the
+// directory is made (0700) with the first allocation.
 func OpenPool(dir string, n spec.Network) *Pool { return &Pool{dir, n} }
 
-// Allocate takes an address for owner: want, or if that is the zero Addr the
-// next free one. Only the latter keeps to the network's range. An address that
-// is owner's already counts as taken by it.
+// Allocate takes an address of each of the network's subnets for owner, in
+// their order: the one of want that is of the family, or the next free one.
+// Only the latter keeps to the network's range. An address that is owner's
+// already counts as taken by it. Zero Addrs want nothing.
 //
 // Errors are *spec.InputError for an address that the network cannot give, and
-// wrap ErrAddressInUse or ErrPoolFull where that is the reason.
-func (p *Pool) Allocate(ctx context.Context, owner string, want netip.Addr) (netip.Addr, error) {
+// wrap ErrAddressInUse or ErrPoolFull where that is the reason. What was taken
+// before an error stays owner's, to be given back with all else.
+func (p *Pool) Allocate(ctx context.Context, owner string, want ...netip.Addr) ([]netip.Addr, error) {
 	for {
 		unlock, err := p.lock(ctx)
 		if errors.Is(err, fs.ErrNotExist) {
 			crash.Point("ipam directory")
 			if err := os.MkdirAll(p.dir, 0o700); err != nil {
-				return netip.Addr{}, err
+				return nil, err
 			}
 			continue
 		}
 		if err != nil {
-			return netip.Addr{}, err
+			return nil, err
 		}
-		a, err := p.choose(want, owner, p.take)
-		if err == nil && !want.IsValid() {
-			p.setLast(a)
-		}
+		all, err := p.chooseAll(want, owner, p.take, p.setLast)
 		unlock()
 		// The directory went with its network, and that has come back.
 		if errors.Is(err, fs.ErrNotExist) && ctx.Err() == nil {
 			continue
 		}
-		return a, err
+		return all, err
 	}
 }
 
-// Peek is the address that Allocate would take. It changes nothing.
-func (p *Pool) Peek(_ context.Context, owner string, want netip.Addr) (netip.Addr, error) {
-	return p.choose(want, owner, func(a netip.Addr, owner string) error {
+// Peek is what Allocate would take. It changes nothing.
+func (p *Pool) Peek(_ context.Context, owner string, want ...netip.Addr) ([]netip.Addr, error) {
+	free := func(a netip.Addr, owner string) error {
 		_, err := os.Lstat(p.path(a))
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) { // `sandnet plan` needs no root
 			return nil
 		}
 		return cmp.Or(err, fs.ErrExist)
-	})
+	}
+	return p.chooseAll(want, owner, free, func(netip.Addr) {})
 }
 
 func (p *Pool) path(a netip.Addr) string { return filepath.Join(p.dir, a.String()) }
@@ -121,21 +126,56 @@ func (p *Pool) setLast(a netip.Addr) {
 	if err != nil {
 		return
 	}
-	fmt.Fprintf(f, "%-15s\n", a)
+	at, size := int64(0), lastIPv4
+	if a.Is6() {
+		at, size = lastIPv4, lastIPv6
+	}
+	_, _ = f.WriteAt(fmt.Appendf(nil, "%-*s\n", size-1, a), at)
 	f.Close()
 }
 
-// choose finds an address that take accepts.
-func (p *Pool) choose(want netip.Addr, owner string, take func(netip.Addr, string) error) (netip.Addr, error) {
-	if owner == "" || len(p.net.Subnets) == 0 || !p.net.Subnets[0].Addr().Is4() {
-		return netip.Addr{}, fmt.Errorf("network %s: no owner or no IPv4 subnet to allocate from", p.net.Name)
+// last is the address of the subnet's family that was handed out last.
+func (p *Pool) last(subnet netip.Prefix) netip.Addr {
+	b, _ := os.ReadFile(filepath.Join(p.dir, lastFile))
+	if subnet.Addr().Is4() {
+		b = b[:min(lastIPv4, len(b))]
+	} else {
+		b = b[min(lastIPv4, len(b)):]
 	}
-	if !want.IsValid() {
-		return p.next(owner, take)
+	a, _ := netip.ParseAddr(strings.TrimSpace(string(b)))
+	return a
+}
+
+// chooseAll finds an address for each subnet; handed is told of those that
+// nobody asked for.
+func (p *Pool) chooseAll(want []netip.Addr, owner string, take func(netip.Addr, string) error, handed func(netip.Addr)) ([]netip.Addr, error) {
+	if owner == "" || len(p.net.Subnets) == 0 {
+		return nil, fmt.Errorf("network %s: no owner or no subnet to allocate from", p.net.Name)
 	}
-	if err := p.net.CheckAddress(want); err != nil {
-		return netip.Addr{}, err
+	for _, w := range want {
+		if w.IsValid() {
+			if err := p.net.CheckAddress(w); err != nil {
+				return nil, err
+			}
+		}
 	}
+	out := make([]netip.Addr, len(p.net.Subnets))
+	for i, subnet := range p.net.Subnets {
+		var err error
+		if w := slices.IndexFunc(want, subnet.Contains); w >= 0 {
+			out[i], err = p.fixed(want[w], owner, take)
+		} else if out[i], err = p.next(subnet, owner, take); err == nil {
+			handed(out[i])
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// fixed takes the address that is wanted.
+func (p *Pool) fixed(want netip.Addr, owner string, take func(netip.Addr, string) error) (netip.Addr, error) {
 	for {
 		err := take(want, owner)
 		if !errors.Is(err, fs.ErrExist) {
@@ -152,20 +192,22 @@ func (p *Pool) choose(want netip.Addr, owner string, take func(netip.Addr, strin
 	}
 }
 
-// next tries every address of the range once, from the one after the last that
-// was handed out.
-func (p *Pool) next(owner string, take func(netip.Addr, string) error) (netip.Addr, error) {
-	first, count := p.bounds()
+// next tries every address of the subnet's range once, from the one after the
+// last that was handed out.
+func (p *Pool) next(subnet netip.Prefix, owner string, take func(netip.Addr, string) error) (netip.Addr, error) {
+	first, count := p.bounds(subnet)
 	start := uint64(0)
-	if b, err := os.ReadFile(filepath.Join(p.dir, lastFile)); err == nil {
-		if a, err := netip.ParseAddr(strings.TrimSpace(string(b))); err == nil && a.Is4() && number(a) >= first {
-			start = number(a) - first + 1
-		}
+	if n, ok := offset(p.last(subnet), first); ok && n < count {
+		start = n + 1
 	}
 	var used map[netip.Addr]bool
 	size := 0
 	for i := range count {
-		a := address(first + (start+i)%count)
+		n := start + i
+		if i >= count-start {
+			n = i - (count - start) // start+i may be more than 64 bits
+		}
+		a := address(first, n)
 		if p.net.Reserved(a) {
 			continue
 		}
@@ -182,31 +224,49 @@ func (p *Pool) next(owner string, take func(netip.Addr, string) error) (netip.Ad
 			return a, err
 		}
 	}
-	why := fmt.Sprintf("all %d addresses of %s are in use", size, p.scope())
+	why := fmt.Sprintf("all %d addresses of %s are in use", size, p.scope(subnet))
 	return netip.Addr{}, &spec.InputError{What: "network", Value: p.net.Name, Why: why, Err: ErrPoolFull,
 		Hint: "remove a sandbox, or make a larger network with 'sandnet network create --subnet'"}
 }
 
 // scope is what addresses are chosen from.
-func (p *Pool) scope() netip.Prefix {
-	if p.net.Range.IsValid() {
+func (p *Pool) scope(subnet netip.Prefix) netip.Prefix {
+	if p.net.InRange(subnet) {
 		return p.net.Range
 	}
-	return p.net.Subnets[0]
+	return subnet
 }
 
 // bounds are the first and the number of addresses to choose from, without the
 // subnet's own and its broadcast address.
-func (p *Pool) bounds() (first, count uint64) {
-	subnet, scope := p.net.Subnets[0], p.scope()
-	first = max(number(scope.Addr()), number(subnet.Addr())+1)
-	last := min(number(spec.LastAddr(scope)), number(spec.LastAddr(subnet))-1)
-	return first, max(last+1, first) - first
+func (p *Pool) bounds(subnet netip.Prefix) (first netip.Addr, count uint64) {
+	scope := p.scope(subnet)
+	first, last := scope.Addr(), spec.LastAddr(scope)
+	if first == subnet.Addr() {
+		first = first.Next()
+	}
+	if subnet.Addr().Is4() && last == spec.LastAddr(subnet) {
+		last = last.Prev()
+	}
+	if last.Less(first) {
+		return first, 0
+	}
+	n, ok := offset(last, first)
+	if !ok || n == math.MaxUint64 {
+		return first, math.MaxUint64
+	}
+	return first, n + 1
 }
 
-// Release gives an address back if it is owner's; else there is nothing to do.
-func (p *Pool) Release(owner string, a netip.Addr) error {
-	return p.release(owner, func() ([]string, error) { return []string{a.String()}, nil })
+// Release gives those of the addresses back that are owner's.
+func (p *Pool) Release(owner string, addrs ...netip.Addr) error {
+	return p.release(owner, func() ([]string, error) {
+		names := make([]string, len(addrs))
+		for i, a := range addrs {
+			names[i] = a.String()
+		}
+		return names, nil
+	})
 }
 
 // ReleaseOwner gives back everything that is owner's. It reads the whole
@@ -315,66 +375,22 @@ func (p *Pool) lock(ctx context.Context) (unlock func(), err error) {
 	}
 }
 
-// number and address turn an IPv4 address into a number and back.
-func number(a netip.Addr) uint64 {
-	b := a.As4()
-	return uint64(binary.BigEndian.Uint32(b[:]))
+// offset is how far a is behind base, if that is less than 2^64.
+func offset(a, base netip.Addr) (n uint64, ok bool) {
+	x, y := a.As16(), base.As16()
+	low, borrow := bits.Sub64(binary.BigEndian.Uint64(x[8:]), binary.BigEndian.Uint64(y[8:]), 0)
+	high, borrow := bits.Sub64(binary.BigEndian.Uint64(x[:8]), binary.BigEndian.Uint64(y[:8]), borrow)
+	return low, a.Is4() == base.Is4() && high == 0 && borrow == 0
 }
 
-func address(n uint64) netip.Addr {
-	var b [4]byte
-	binary.BigEndian.PutUint32(b[:], uint32(n))
-	return netip.AddrFrom4(b)
-}
-
-// SubnetPool is a range to take subnets from, each /Bits.
-type SubnetPool struct {
-	Base netip.Prefix
-	Bits int
-}
-
-// DefaultPools are the pools of the default network: one /16 that can be
-// relied on, and others for hosts that use it already. The overlay (10.42.0.0/16)
-// and its services (10.43.0.0/16) are left alone.
-func DefaultPools() []SubnetPool {
-	return []SubnetPool{pool("172.30.0.0/16", 16), pool("172.31.0.0/16", 16), pool("10.44.0.0/14", 16), pool("10.160.0.0/11", 16)}
-}
-
-// UserPools are the pools of user-defined networks: 8,960 subnets of 253
-// sandboxes. 10.160.0.0/11 is clear of what clusters use by default (10.42,
-// 10.43, 10.96, 10.128, 10.244); 192.168.0.0/16 comes last, since offices and
-// homes have it beyond the routes that a host can see.
-func UserPools() []SubnetPool {
-	return []SubnetPool{pool("172.29.0.0/16", 24), pool("172.28.0.0/16", 24), pool("10.160.0.0/11", 24), pool("192.168.0.0/16", 24)}
-}
-
-func pool(base string, bits int) SubnetPool { return SubnetPool{netip.MustParsePrefix(base), bits} }
-
-// PickSubnet returns the first subnet of the pools that overlaps none of the
-// taken prefixes. A default route takes nothing, not even in the two halves
-// that VPN clients make of it. Its error wraps ErrNoSubnet.
-func PickSubnet(pools []SubnetPool, taken []netip.Prefix) (netip.Prefix, error) {
-	type span struct{ first, last uint64 }
-	var spans []span
-	for _, t := range taken {
-		if t.IsValid() && t.Addr().Is4() && t.Bits() > 1 {
-			spans = append(spans, span{number(t.Masked().Addr()), number(spec.LastAddr(t))})
-		}
+// address is the one n behind base.
+func address(base netip.Addr, n uint64) netip.Addr {
+	b := base.As16()
+	low, carry := bits.Add64(binary.BigEndian.Uint64(b[8:]), n, 0)
+	binary.BigEndian.PutUint64(b[8:], low)
+	binary.BigEndian.PutUint64(b[:8], binary.BigEndian.Uint64(b[:8])+carry)
+	if a := netip.AddrFrom16(b); base.Is6() {
+		return a
 	}
-	slices.SortFunc(spans, func(a, b span) int { return cmp.Compare(a.first, b.first) })
-	for _, p := range pools {
-		size := uint64(1) << (32 - p.Bits)
-		// at only grows, so that one pass over the spans does.
-		at, end := number(p.Base.Masked().Addr()), number(spec.LastAddr(p.Base))
-		for _, s := range spans {
-			if s.first <= at+size-1 && s.last >= at {
-				at = (s.last/size + 1) * size
-			}
-		}
-		if at+size-1 <= end {
-			return netip.PrefixFrom(address(at), p.Bits), nil
-		}
-	}
-	return netip.Prefix{}, &HintError{fmt.Errorf("%w: all %d pools overlap other networks or routes of the host", ErrNoSubnet, len(pools)),
-		"choose a subnet yourself with --subnet"}
+	return netip.AddrFrom16(b).Unmap()
 }

@@ -42,13 +42,14 @@ func testPool(t testing.TB, o spec.NetworkOptions) *Pool {
 	return OpenPool(filepath.Join(t.TempDir(), "ipam", "lan"), poolNetwork(t, o))
 }
 
+// allocate returns one address of each family, with a space between them.
 func allocate(t testing.TB, p *Pool, owner, want string) string {
 	t.Helper()
 	a, err := p.Allocate(t.Context(), owner, ip(want))
 	if err != nil {
 		t.Fatalf("allocate %q for %s: %v", want, owner, err)
 	}
-	return a.String()
+	return strings.Trim(fmt.Sprint(a), "[]")
 }
 
 func owners(t testing.TB, p *Pool) string {
@@ -71,7 +72,7 @@ func TestPoolOrder(t *testing.T) {
 	}
 	for i, want := range []string{"10.61.0.2", "10.61.0.4", "10.61.0.5"} {
 		owner := "s" + strconv.Itoa(i)
-		if peek, err := p.Peek(t.Context(), owner, netip.Addr{}); err != nil || peek.String() != want {
+		if peek, err := p.Peek(t.Context(), owner, netip.Addr{}); err != nil || peek[0].String() != want {
 			t.Errorf("peek: %v %v, want %s", peek, err, want)
 		}
 		if got := allocate(t, p, owner, ""); got != want {
@@ -139,11 +140,11 @@ func TestPoolFixed(t *testing.T) {
 		"10.61.0.129": "it is the gateway of network lan",
 		"10.61.0.9":   `it is reserved in network lan as "printer"`,
 		"10.62.0.7":   "it is not in 10.61.0.0/24",
-		"fd00::1":     "it is not in 10.61.0.0/24",
+		"fd00::1":     "network lan has no IPv6 addresses",
 	} {
 		_, err := p.Allocate(t.Context(), "b", ip(want))
 		var input *spec.InputError
-		if !errors.As(err, &input) || err.Error() != fmt.Sprintf("invalid IP address %q: %s", want, why) {
+		if !errors.As(err, &input) || strings.Replace(err.Error(), "IPv6 address", "IP address", 1) != fmt.Sprintf("invalid IP address %q: %s", want, why) {
 			t.Errorf("%s: %v", want, err)
 		}
 		if errors.Is(err, ErrAddressInUse) != (want == "10.61.0.77") {
@@ -190,9 +191,71 @@ func TestPoolWithoutDirectory(t *testing.T) {
 	if _, err := p.Allocate(t.Context(), "", netip.Addr{}); err == nil {
 		t.Error("an allocation without an owner")
 	}
-	for name, n := range map[string]spec.Network{"none": {Name: "x"}, "IPv6": {Name: "x", Subnets: []netip.Prefix{netip.MustParsePrefix("fd00::/64")}}} {
-		if _, err := OpenPool(p.dir, n).Allocate(t.Context(), "a", netip.Addr{}); err == nil {
-			t.Errorf("subnet %s: allocated", name)
+	if _, err := OpenPool(p.dir, spec.Network{Name: "x"}).Allocate(t.Context(), "a"); err == nil {
+		t.Error("an allocation without a subnet")
+	}
+}
+
+func TestPoolOfBothFamilies(t *testing.T) {
+	p := testPool(t, spec.NetworkOptions{Subnets: []string{"fd00:61::/64", "10.61.0.0/29"}, IPRange: "fd00:61::1:0/126", Aux: []string{"a=fd00:61::1:1"}})
+	for _, want := range []string{"10.61.0.2 fd00:61::1:0", "10.61.0.3 fd00:61::1:2", "10.61.0.4 fd00:61::1:3"} {
+		if peek, err := p.Peek(t.Context(), "x"); err != nil || fmt.Sprint(peek) != "["+want+"]" {
+			t.Errorf("peek: %v %v, want %s", peek, err, want)
+		}
+		if got := allocate(t, p, "x", ""); got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+	// Each family has its own place to go on from, and its own fixed address.
+	if err := p.Release("x", ip("10.61.0.2"), ip("fd00:61::1:0")); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := allocate(t, p, "y", "fd00:61::9"), "10.61.0.5 fd00:61::9"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	if got, want := allocate(t, p, "y", "10.61.0.6"), "10.61.0.6 fd00:61::1:0"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	if both, err := p.Allocate(t.Context(), "y", ip("10.61.0.6"), ip("fd00:61::9")); err != nil || fmt.Sprint(both) != "[10.61.0.6 fd00:61::9]" {
+		t.Errorf("both fixed: %v, %v", both, err)
+	}
+	if _, err := p.Allocate(t.Context(), "z", ip("fd00:61::9")); !errors.Is(err, ErrAddressInUse) {
+		t.Errorf("a fixed address that is taken: %v", err)
+	}
+	if err := errors.Join(p.ReleaseOwner("x"), p.ReleaseOwner("y"), p.ReleaseOwner("z")); err != nil || owners(t, p) != "" {
+		t.Errorf("left: %s, %v", owners(t, p), err)
+	}
+}
+
+func TestPoolIPv6(t *testing.T) {
+	for _, c := range []struct {
+		subnet, last string
+		want         []string
+	}{
+		{"fd00:61::/64", "", []string{"fd00:61::2", "fd00:61::3"}},
+		{"fd00:61::/64", "fd00:61::ffff:ffff:ffff:fffe", []string{"fd00:61::ffff:ffff:ffff:ffff", "fd00:61::2"}},
+		{"fd00:61::/64", "fd00:61::ffff:ffff:ffff:ffff", []string{"fd00:61::2"}},
+		{"fd00:61::/64", "fd00:62::7", []string{"fd00:61::2"}},
+		{"fd00:61::/64", "10.61.0.7", []string{"fd00:61::2"}},
+		{"fd00:61::/48", "fd00:61:0:0:ffff:ffff:ffff:fffe", []string{"fd00:61::ffff:ffff:ffff:ffff", "fd00:61::2"}},
+		{"fd00:61::fffc/126", "", []string{"fd00:61::fffe", "fd00:61::ffff", "! all 2 addresses of fd00:61::fffc/126 are in use"}},
+	} {
+		p := testPool(t, spec.NetworkOptions{Subnets: []string{c.subnet}})
+		if c.last != "" {
+			if err := os.MkdirAll(p.dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			p.setLast(ip(c.last))
+		}
+		for _, want := range c.want {
+			got, err := p.Allocate(t.Context(), "x")
+			if why, ok := strings.CutPrefix(want, "! "); ok {
+				if !errors.Is(err, ErrPoolFull) || !strings.Contains(err.Error(), why) {
+					t.Errorf("%s after %s: %v, want %s", c.subnet, c.last, err, why)
+				}
+			} else if err != nil || got[0].String() != want {
+				t.Errorf("%s after %s: %v, %v, want %s", c.subnet, c.last, got, err, want)
+			}
 		}
 	}
 }
@@ -218,8 +281,15 @@ func TestPoolStaysFast(t *testing.T) {
 	if testing.Short() {
 		t.Skip("65,000 allocations")
 	}
-	p := testPool(t, spec.NetworkOptions{Subnets: []string{"10.60.0.0/16"}})
-	const total, part = 65000, 1000
+	t.Run("IPv4", func(t *testing.T) { p := staysFast(t, "10.60.0.0/16"); fillsUp(t, p) })
+	t.Run("IPv6", func(t *testing.T) { staysFast(t, "fd00:60::/64") })
+}
+
+const total = 65000
+
+func staysFast(t *testing.T, subnet string) *Pool {
+	p := testPool(t, spec.NetworkOptions{Subnets: []string{subnet}})
+	const part = 1000
 	var parts []time.Duration
 	for range total / part {
 		start := time.Now()
@@ -234,7 +304,11 @@ func TestPoolStaysFast(t *testing.T) {
 	if last > 3*first {
 		t.Errorf("%d allocations took %v at first, %v at last", part, first, last)
 	}
-	// A free address behind 65,000 taken ones is found by one look at them all.
+	return p
+}
+
+// fillsUp finds a free address behind 65,000 taken ones by one look at them all.
+func fillsUp(t *testing.T, p *Pool) {
 	if err := p.Release("x", ip("10.60.200.200")); err != nil {
 		t.Fatal(err)
 	}
@@ -419,6 +493,7 @@ func TestPoolKillPoints(t *testing.T) {
 }
 
 func TestPickSubnet(t *testing.T) {
+	ula := []SubnetPool{pool("fd12:3456:789a::/48", 64)}
 	small := []SubnetPool{pool("172.29.0.0/16", 24), pool("10.160.0.0/30", 30)}
 	for _, c := range []struct {
 		name  string
@@ -439,6 +514,9 @@ func TestPickSubnet(t *testing.T) {
 		{"next pool", small, "172.29.0.0/16", "10.160.0.0/30"},
 		{"end of a pool", small, "172.29.0.0/17 172.29.128.0/18 172.29.192.0/19 172.29.224.0/20 172.29.240.0/21 172.29.248.0/22 172.29.252.0/23 172.29.254.0/24", "172.29.255.0/24"},
 		{"none", small, "172.29.0.0/16 10.0.0.0/8", "invalid Prefix"},
+		{"IPv6", ula, "10.0.0.0/8 ::/0 2000::/3", "fd12:3456:789a::/64"},
+		{"IPv6, next", ula, "fd12:3456:789a::/64 fd12:3456:789a:1::7/128 fd12:3456:789a:2::/63", "fd12:3456:789a:4::/64"},
+		{"IPv6, none", ula, "fd00::/8", "invalid Prefix"},
 	} {
 		var taken []netip.Prefix
 		for _, s := range strings.Fields(c.taken) {

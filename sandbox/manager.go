@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -257,9 +258,11 @@ func (m *Manager) dropSandbox(ctx context.Context, name string) error {
 	var errs []error
 	if recorded {
 		for _, ep := range md.Endpoints {
-			for _, a := range ep.Addresses {
-				errs = append(errs, m.pool(ep.Network).Release(name, a.Addr()))
+			addrs := make([]netip.Addr, len(ep.Addresses))
+			for i, a := range ep.Addresses {
+				addrs[i] = a.Addr()
 			}
+			errs = append(errs, m.pool(ep.Network).Release(name, addrs...))
 		}
 		return errors.Join(errs...)
 	}

@@ -23,6 +23,9 @@ type Facts interface {
 	// HasAddr and HasLink look at the host's own addresses and links.
 	HasAddr(ip netip.Addr) (bool, error)
 	HasLink(name string) (exists, ours bool, err error)
+	// RouterLinks are the links that heed router advertisements, and have had
+	// some, only as long as the host is no router itself.
+	RouterLinks() ([]string, error)
 	// ForeignForward is the iptables chain that would drop our packets, if any.
 	ForeignForward() (chain string, err error)
 	// ProbePort binds a port until release; EADDRINUSE if somebody has it.
@@ -59,6 +62,10 @@ type Networks interface {
 	// goes back to with the last network, empty to leave it; foreign is the chain
 	// of another firewall that has to let our packets pass, or empty.
 	Shared(mark uint32, restore, foreign string) plan.Plan
+	// Forward6 plans what all networks with IPv6 share. restore is what IPv6
+	// forwarding goes back to, empty to leave it; uplinks are the links that go
+	// on heeding router advertisements.
+	Forward6(restore string, uplinks []string) plan.Plan
 }
 
 // Store keeps the records.

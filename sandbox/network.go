@@ -87,20 +87,6 @@ func (m *Manager) complete(n spec.Network) (spec.Network, error) {
 			}
 		}
 	}
-	if len(n.Subnets) == 0 {
-		pools := UserPools()
-		if n.Name == spec.DefaultNetwork {
-			pools = DefaultPools()
-		}
-		free, err := PickSubnet(pools, append(taken, routes...))
-		if err != nil {
-			return n, err
-		}
-		n.Subnets = []netip.Prefix{free}
-	}
-	for len(n.Gateways) < len(n.Subnets) {
-		n.Gateways = append(n.Gateways, spec.FirstHost(n.Subnets[len(n.Gateways)]))
-	}
 	if n.Bridge == "" {
 		n.Bridge = spec.BridgeName(n.Name)
 	}
@@ -113,7 +99,7 @@ func (m *Manager) complete(n spec.Network) (spec.Network, error) {
 	} else if exists && m.paths.isRoot() && !(ours && m.store.Has(networkOwner(n.Name))) {
 		return n, &spec.InputError{What: "bridge", Value: n.Bridge, Why: "the host has a link of that name"}
 	}
-	return n, nil
+	return m.chooseSubnets(n, append(taken, routes...))
 }
 
 // unprivileged: `sandnet plan` works without root, on what it may see.
@@ -169,7 +155,11 @@ func (m *Manager) CreateNetwork(ctx context.Context, n spec.Network) (spec.Netwo
 // makeNetwork makes the host's and the network's kernel objects and then, for
 // a fresh network, saves the definition. The caller has the host's lock.
 func (m *Manager) makeNetwork(ctx context.Context, n spec.Network, fresh bool) error {
-	if err := m.makeHost(ctx); err != nil {
+	err := m.makeHost(ctx)
+	if err == nil && n.HasIPv6() {
+		err = m.makeForward6(ctx)
+	}
+	if err != nil {
 		return errors.Join(err, m.dropHostIfUnused(context.WithoutCancel(ctx)))
 	}
 	want := m.nets.Network(n, m.paths.Mark)
@@ -186,8 +176,7 @@ func (m *Manager) makeNetwork(ctx context.Context, n spec.Network, fresh bool) e
 	if err := m.store.Begin(want.Owner); err != nil {
 		return err
 	}
-	_, err = m.engine.Apply(ctx, want)
-	if err == nil && fresh {
+	if _, err = m.engine.Apply(ctx, want); err == nil && fresh {
 		err = m.saveNetwork(n)
 	}
 	if err != nil && fresh {
@@ -407,8 +396,8 @@ func (m *Manager) unused(n spec.Network) error {
 	return &InUseError{n.Name, names}
 }
 
-// dropNetwork removes a network's kernel objects and, with the last network,
-// the host's. The caller has both locks.
+// dropNetwork removes a network's kernel objects and, with the last network (of
+// IPv6), the host's. The caller has both locks.
 func (m *Manager) dropNetwork(ctx context.Context, name string) error {
 	if err := m.engine.Remove(ctx, networkOwner(name)); err != nil {
 		return err
@@ -422,7 +411,26 @@ func (m *Manager) dropHostIfUnused(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if slices.ContainsFunc(owners, func(o string) bool { return strings.HasPrefix(o, "network/") }) {
+	last, last6 := true, true
+	for _, o := range owners {
+		name, ok := strings.CutPrefix(o, networkOwner(""))
+		if !ok {
+			continue
+		}
+		last = false
+		n, err := m.loadNetwork(name)
+		var missing *NotFoundError
+		if err != nil && !errors.As(err, &missing) {
+			return err
+		}
+		last6 = last6 && !n.HasIPv6()
+	}
+	if last6 {
+		if err := m.engine.Remove(ctx, forward6); err != nil {
+			return err
+		}
+	}
+	if !last {
 		return nil
 	}
 	return m.engine.Remove(ctx, "host")

@@ -46,6 +46,7 @@ func mark(root string) uint32 {
 
 func (p Paths) networks() string           { return filepath.Join(p.Lib, "networks") }
 func (p Paths) network(name string) string { return filepath.Join(p.networks(), name+".json") }
+func (p Paths) localPrefix() string        { return filepath.Join(p.Lib, "ula-prefix") }
 func (p Paths) ids() string                { return filepath.Join(p.Run, "ids") }
 func (p Paths) ipam(network string) string { return filepath.Join(p.Run, "ipam", network) }
 func (p Paths) hosts() string              { return filepath.Join(p.Run, "hosts") }

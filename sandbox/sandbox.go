@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -178,20 +179,24 @@ func (b *build) endpoint(ctx context.Context, i int, a spec.Attachment) (spec.En
 	if b.dry {
 		allocate = pool.Peek
 	}
-	ip, err := allocate(ctx, b.s.Name, a.IP)
-	if err != nil {
-		return spec.Endpoint{}, err
-	}
 	ep := spec.Endpoint{
 		Network: n.Name, Interface: "eth" + strconv.Itoa(i), HostInterface: hostInterface(b.s.ID, i),
-		MAC: a.MAC, MTU: b.s.MTU, Aliases: a.Aliases, Ports: []spec.Port{},
-		Addresses: []netip.Prefix{netip.PrefixFrom(ip, n.Subnets[0].Bits())}, Gateways: []netip.Addr{n.Gateways[0]},
-	}
-	if ep.MAC == "" {
-		ep.MAC = spec.MAC(ip)
+		MAC: a.MAC, MTU: b.s.MTU, Aliases: a.Aliases, Ports: []spec.Port{}, Gateways: n.Gateways,
 	}
 	if ep.MTU == 0 {
 		ep.MTU = n.MTU
+	} else if err := spec.CheckMTU(ep.MTU, n.HasIPv6()); err != nil {
+		return ep, err
+	}
+	ips, err := allocate(ctx, b.s.Name, a.IP, a.IP6)
+	if err != nil {
+		return ep, err
+	}
+	for k, ip := range ips {
+		ep.Addresses = append(ep.Addresses, netip.PrefixFrom(ip, n.Subnets[k].Bits()))
+	}
+	if ep.MAC == "" {
+		ep.MAC = spec.MAC(ips[0])
 	}
 	if ep.Aliases == nil {
 		ep.Aliases = []string{}
@@ -249,15 +254,17 @@ func gone(ref, why string) error {
 }
 
 // ports finds the host ports and keeps each bound until the kernel has its
-// reservation, so that nobody slips in between.
+// reservation, so that nobody slips in between. A port without a host address
+// is published, under one number, in each family that the first network has.
 func (b *build) ports() ([]spec.Port, error) {
 	out := make([]spec.Port, 0, len(b.s.Ports))
 	local := map[netip.Addr]bool{netip.IPv4Unspecified(): true, netip.IPv6Unspecified(): true}
 	for _, p := range b.s.Ports {
-		if p.HostIP.Is6() {
-			return nil, &spec.InputError{What: "published port", Value: p.String(), Why: "IPv6 is not supported yet"}
+		hosts, err := hostAddresses(p, b.facts.Networks[0])
+		if err != nil {
+			return nil, err
 		}
-		if !local[p.HostIP] {
+		if !local[hosts[0]] {
 			ok, err := b.m.host.HasAddr(p.HostIP)
 			if err != nil {
 				return nil, err
@@ -267,19 +274,40 @@ func (b *build) ports() ([]spec.Port, error) {
 			}
 			local[p.HostIP] = true
 		}
-		port, err := b.port(p)
+		port, err := b.port(p, hosts)
 		if err != nil {
 			return nil, err
 		}
 		p.HostPort, p.HostPortEnd = port, 0
-		out = append(out, p)
+		for _, p.HostIP = range hosts {
+			out = append(out, p)
+		}
 	}
 	return out, nil
 }
 
-// port finds a free host port for p: the one it names, one of its range, or an
-// ephemeral one.
-func (b *build) port(p spec.Port) (uint16, error) {
+// hostAddresses are those that p is published on, for a sandbox of network n.
+func hostAddresses(p spec.Port, n spec.Network) ([]netip.Addr, error) {
+	var all []netip.Addr
+	if n.HasIPv4() {
+		all = append(all, netip.IPv4Unspecified())
+	}
+	if n.HasIPv6() {
+		all = append(all, netip.IPv6Unspecified())
+	}
+	if !p.HostIP.IsValid() {
+		return all, nil
+	}
+	if !slices.ContainsFunc(all, func(a netip.Addr) bool { return a.Is4() == p.HostIP.Is4() }) {
+		why, hint := n.WithoutFamily(p.HostIP)
+		return nil, &spec.InputError{What: "published port", Value: p.String(), Why: why, Hint: hint}
+	}
+	return []netip.Addr{p.HostIP}, nil
+}
+
+// port finds a host port for p that is free on all the addresses: the one it
+// names, one of its range, or an ephemeral one.
+func (b *build) port(p spec.Port, hosts []netip.Addr) (uint16, error) {
 	first, last := p.HostPort, max(p.HostPort, p.HostPortEnd)
 	start := 0
 	if p.HostPort == 0 {
@@ -289,16 +317,8 @@ func (b *build) port(p spec.Port) (uint16, error) {
 	n := int(last-first) + 1
 	for i := range n {
 		port := first + uint16((start+i)%n)
-		release, err := b.m.host.ProbePort(string(p.Proto), p.HostIP, port)
-		if q := p; err == nil && p.Proto == spec.SCTP {
-			// bind(2) tells nothing where the kernel has no SCTP of its own.
-			if q.HostPort = port; b.m.publisher(q) != "" {
-				release()
-				err = unix.EADDRINUSE
-			}
-		}
+		err := b.hold(p, hosts, port)
 		if err == nil {
-			b.held = append(b.held, release)
 			return port, nil
 		}
 		if b.m.unprivileged(err) {
@@ -315,6 +335,30 @@ func (b *build) port(p spec.Port) (uint16, error) {
 	return 0, &spec.InputError{What: "published port", Value: p.String(), Why: why}
 }
 
+// hold binds a port on all the addresses until release, or on none.
+func (b *build) hold(p spec.Port, hosts []netip.Addr, port uint16) error {
+	var held []func()
+	for _, ip := range hosts {
+		release, err := b.m.host.ProbePort(string(p.Proto), ip, port)
+		if err == nil {
+			held = append(held, release)
+			// bind(2) tells nothing where the kernel has no SCTP of its own.
+			q := p
+			if q.HostIP, q.HostPort = ip, port; p.Proto == spec.SCTP && b.m.publisher(q) != "" {
+				err = unix.EADDRINUSE
+			}
+		}
+		if err != nil {
+			for _, f := range held {
+				f()
+			}
+			return err
+		}
+	}
+	b.held = append(b.held, held...)
+	return nil
+}
+
 // publisher names the sandbox that has a host port, if it is one of ours.
 func (m *Manager) publisher(p spec.Port) string {
 	all, err := m.all()
@@ -324,7 +368,7 @@ func (m *Manager) publisher(p spec.Port) string {
 	for _, md := range all {
 		for _, ep := range md.Endpoints {
 			for _, q := range ep.Ports {
-				if q.HostPort == p.HostPort && q.Proto == p.Proto && (q.HostIP == p.HostIP || q.HostIP.IsUnspecified() || p.HostIP.IsUnspecified()) {
+				if q.Overlaps(p) {
 					return " by sandbox " + md.Spec.Name
 				}
 			}
@@ -401,6 +445,13 @@ func (m *Manager) Plan(ctx context.Context, s spec.Sandbox) ([]plan.Plan, error)
 			return nil, err
 		}
 		plans = append(plans, host)
+	}
+	if slices.ContainsFunc(b.facts.Networks, spec.Network.HasIPv6) && !m.store.Has(forward6) {
+		shared, err := m.forward6Plan()
+		if err != nil {
+			return nil, err
+		}
+		plans = append(plans, shared)
 	}
 	for _, n := range b.facts.Networks {
 		if !m.store.Has(networkOwner(n.Name)) {

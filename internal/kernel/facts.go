@@ -3,6 +3,9 @@ package kernel
 import (
 	"fmt"
 	"net/netip"
+	"os"
+	"slices"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -35,7 +38,7 @@ func (k *Kernel) Taken(skip func(link string) bool) ([]netip.Prefix, error) {
 			continue
 		}
 		bits, _ := r.Dst.Mask.Size()
-		if ip, ok := netip.AddrFromSlice(r.Dst.IP); ok && bits > 1 {
+		if ip, ok := netip.AddrFromSlice(r.Dst.IP); ok && bits > 1 && r.Dst.String() != allIPv6 {
 			out = append(out, netip.PrefixFrom(ip.Unmap(), bits).Masked())
 		}
 	}
@@ -45,6 +48,55 @@ func (k *Kernel) Taken(skip func(link string) bool) ([]netip.Prefix, error) {
 			out = append(out, netip.PrefixFrom(ip.Unmap(), bits).Masked())
 		}
 	}
+	return out, nil
+}
+
+// allIPv6 is the whole of IPv6's global addresses, which VPNs route instead of
+// a default.
+const allIPv6 = "2000::/3"
+
+// RouterLinks are the links that have a route or an address from router
+// advertisements, and heed these only as long as the host does not forward
+// (accept_ra is 1).
+func (k *Kernel) RouterLinks() ([]string, error) {
+	routes, err := retryDump(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_V6) })
+	if err != nil {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	addrs, err := retryDump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_V6) })
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	links, err := retryDump(netlink.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	learned := map[int]bool{}
+	for _, r := range routes {
+		if r.Protocol == unix.RTPROT_RA {
+			learned[r.LinkIndex] = true
+			for _, hop := range r.MultiPath {
+				learned[hop.LinkIndex] = true
+			}
+		}
+	}
+	for _, a := range addrs {
+		if a.Flags&unix.IFA_F_PERMANENT == 0 {
+			learned[a.LinkIndex] = true
+		}
+	}
+	var out []string
+	for _, l := range links {
+		name := l.Attrs().Name
+		if !learned[l.Attrs().Index] {
+			continue
+		}
+		b, err := os.ReadFile(procSys + "net/ipv6/conf/" + name + "/accept_ra")
+		if err == nil && strings.TrimSpace(string(b)) == "1" {
+			out = append(out, name)
+		}
+	}
+	slices.Sort(out)
 	return out, nil
 }
 

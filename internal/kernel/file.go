@@ -67,20 +67,39 @@ func remove(path string) error {
 
 const procSys = "/proc/sys/"
 
-func ensureSysctl(s plan.Sysctl) (int, error) {
-	if s.Netns == "" {
-		return setSysctl(s)
+// ensureSysctls enters a namespace once for all settings in a row that are for
+// it: the visit is a thread of its own.
+func ensureSysctls(all []plan.Sysctl) (changed int, err error) {
+	for i := 0; i < len(all) && err == nil; {
+		n := 1
+		for i+n < len(all) && all[i+n].Netns == all[i].Netns {
+			n++
+		}
+		set := func() error {
+			for _, s := range all[i : i+n] {
+				c, err := setSysctl(s)
+				changed += c
+				if err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+		if all[i].Netns == "" {
+			err = set()
+		} else {
+			err = inNetns(all[i].Netns, set)
+		}
+		i += n
 	}
-	changed := 0
-	err := inNetns(s.Netns, func() (err error) {
-		changed, err = setSysctl(s)
-		return err
-	})
 	return changed, err
 }
 
 func setSysctl(s plan.Sysctl) (int, error) {
 	old, err := os.ReadFile(procSys + s.Name)
+	if s.Optional && errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
 	if err != nil {
 		return 0, fmt.Errorf("sysctl %s: %w", s.Name, err)
 	}

@@ -119,6 +119,8 @@ func family(o plan.Object) int {
 		return familyPort
 	case plan.Rule:
 		return familyRule
+	case plan.Sysctl:
+		return familySysctl
 	}
 	return familyFile
 }
@@ -128,6 +130,7 @@ const (
 	familyNft
 	familyPort
 	familyRule
+	familySysctl
 	familyFile
 )
 
@@ -139,6 +142,8 @@ func (k *Kernel) ensureGroup(objs []plan.Object, queued *int) (changed int, err 
 		return ensureHostPorts(only[plan.HostPort](objs))
 	case familyRule:
 		return ensureRules(only[plan.Rule](objs))
+	case familySysctl:
+		return ensureSysctls(only[plan.Sysctl](objs))
 	}
 	for _, o := range objs {
 		n, err := k.ensureOne(o, queued)
@@ -160,8 +165,6 @@ func (k *Kernel) ensureOne(o plan.Object, queued *int) (int, error) {
 		return 0, k.ensureAddr(o, queued)
 	case plan.Route:
 		return 0, k.ensureRoute(o, queued)
-	case plan.Sysctl:
-		return ensureSysctl(o)
 	case plan.BindGuard:
 		return 0, nil // comes with the first HostPort
 	case plan.File:

@@ -90,7 +90,7 @@ func (k *Kernel) createLink(host *rtnl, l plan.Link, master int) error {
 		}
 		return err
 	})
-	k.raise(host, l.Name, l.IPv6)
+	raise(host, l.Name)
 	if err := host.flush(); err != nil {
 		return err
 	}
@@ -105,7 +105,7 @@ func (k *Kernel) createLink(host *rtnl, l plan.Link, master int) error {
 	if err != nil {
 		return err
 	}
-	k.raise(peer, l.Peer, l.IPv6)
+	raise(peer, l.Peer)
 	return nil
 }
 
@@ -126,19 +126,17 @@ func linkAttrs(add func(nl.NetlinkRequestData), name string, mtu int, mac string
 
 // raise queues what brings a link up. The kernel reads IFLA_AF_SPEC after the
 // flags of the same message, so switching IPv6 addresses off comes first.
-func (k *Kernel) raise(c *rtnl, name string, ipv6 bool) {
-	if !ipv6 {
-		req := setLink(name, 0)
-		spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
-		spec.AddRtAttr(unix.AF_INET6, nil).AddRtAttr(unix.IFLA_INET6_ADDR_GEN_MODE, nl.Uint8Attr(in6AddrGenModeNone))
-		req.AddData(spec)
-		c.add("link "+name+" addrgenmode", req, func(err error) error {
-			if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EINVAL) {
-				return nil // a kernel without IPv6 makes no such addresses
-			}
-			return err
-		})
-	}
+func raise(c *rtnl, name string) {
+	req := setLink(name, 0)
+	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
+	spec.AddRtAttr(unix.AF_INET6, nil).AddRtAttr(unix.IFLA_INET6_ADDR_GEN_MODE, nl.Uint8Attr(in6AddrGenModeNone))
+	req.AddData(spec)
+	c.add("link "+name+" addrgenmode", req, func(err error) error {
+		if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EINVAL) {
+			return nil // a kernel without IPv6 makes no such addresses
+		}
+		return err
+	})
 	c.add("link "+name+" up", setLink(name, unix.IFF_UP), nil)
 }
 

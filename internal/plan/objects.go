@@ -63,7 +63,8 @@ const (
 )
 
 // Link is a network device of the host. A veth's other end is made in the
-// namespace PeerNetns, under the name Peer; both ends are up.
+// namespace PeerNetns, under the name Peer; both ends are up. The kernel gives
+// them no IPv6 addresses of its own making: those that are to be are Addrs.
 type Link struct {
 	Name string   `json:"name"`
 	Type LinkType `json:"type"`
@@ -82,9 +83,6 @@ type Link struct {
 	Isolated bool `json:"isolated,omitempty"`
 	// Hairpin lets a bridge port have frames back that came from it.
 	Hairpin bool `json:"hairpin,omitempty"`
-	// IPv6 leaves the kernel's IPv6 address generation on. Off, the links get
-	// no link-local address: that is cheaper and says nothing on the wire.
-	IPv6 bool `json:"ipv6,omitempty"`
 }
 
 func (Link) Kind() Kind    { return KindLink }
@@ -101,7 +99,7 @@ func (l Link) Commands() []string {
 	}
 	fmt.Fprintf(&b, " type %s", l.Type)
 	if l.Type != Veth {
-		return append([]string{b.String()}, l.raise("", l.Name))
+		return append([]string{b.String()}, raise("", l.Name))
 	}
 	ns := path.Base(l.PeerNetns)
 	fmt.Fprintf(&b, " peer name %s mtu %d", l.Peer, l.MTU)
@@ -109,11 +107,11 @@ func (l Link) Commands() []string {
 		fmt.Fprintf(&b, " address %s", l.PeerMAC)
 	}
 	fmt.Fprintf(&b, " netns %s", ns)
-	cmds := []string{b.String(), l.raise("", l.Name)}
+	cmds := []string{b.String(), raise("", l.Name)}
 	if l.Isolated || l.Hairpin {
 		cmds = append(cmds, "bridge link set dev "+l.Name+onIf(" isolated", l.Isolated)+onIf(" hairpin", l.Hairpin))
 	}
-	return append(cmds, l.raise("-n "+ns+" ", l.Peer))
+	return append(cmds, raise("-n "+ns+" ", l.Peer))
 }
 
 func onIf(flag string, set bool) string {
@@ -123,15 +121,12 @@ func onIf(flag string, set bool) string {
 	return flag + " on"
 }
 
-func (l Link) raise(ns, name string) string {
-	gen := " addrgenmode none"
-	if l.IPv6 {
-		gen = ""
-	}
-	return fmt.Sprintf("ip %slink set %s%s up", ns, name, gen)
+func raise(ns, name string) string {
+	return fmt.Sprintf("ip %slink set %s addrgenmode none up", ns, name)
 }
 
-// Addr is an address on a link. Netns is the path of the namespace's pin, or
+// Addr is an address on a link, usable at once: an IPv6 address goes without
+// duplicate address detection. Netns is the path of the namespace's pin, or
 // empty for the host.
 type Addr struct {
 	Netns string       `json:"netns,omitempty"`
@@ -142,11 +137,14 @@ type Addr struct {
 func (Addr) Kind() Kind    { return KindAddr }
 func (a Addr) Key() string { return fmt.Sprintf("addr %s %s %s", a.Netns, a.Link, a.Addr) }
 func (a Addr) Commands() []string {
-	brd := ""
-	if a.Addr.Addr().Is4() && a.Addr.Bits() < 31 {
-		brd = " brd +"
+	flags := ""
+	switch {
+	case a.Addr.Addr().Is6():
+		flags = " nodad"
+	case a.Addr.Bits() < 31:
+		flags = " brd +"
 	}
-	return []string{fmt.Sprintf("ip %saddr add %s%s dev %s", inNetns(a.Netns), a.Addr, brd, a.Link)}
+	return []string{fmt.Sprintf("ip %saddr add %s%s dev %s", inFamily(a.Netns, a.Addr.Addr()), a.Addr, flags, a.Link)}
 }
 
 // Route is a unicast route in the main table.
@@ -168,14 +166,19 @@ func (r Route) Commands() []string {
 	if r.Via.IsValid() {
 		via = " via " + r.Via.String()
 	}
-	return []string{fmt.Sprintf("ip %sroute add %s%s dev %s", inNetns(r.Netns), dst, via, r.Link)}
+	return []string{fmt.Sprintf("ip %sroute add %s%s dev %s", inFamily(r.Netns, r.Dst.Addr()), dst, via, r.Link)}
 }
 
-func inNetns(p string) string {
-	if p == "" {
-		return ""
+// inFamily are the options of ip(8) for a namespace and an address's family.
+func inFamily(netns string, a netip.Addr) string {
+	out := ""
+	if netns != "" {
+		out = "-n " + path.Base(netns) + " "
 	}
-	return "-n " + path.Base(p) + " "
+	if a.Is6() {
+		out += "-6 "
+	}
+	return out
 }
 
 // Sysctl is a value below /proc/sys. Name has slashes, since interface names
@@ -187,15 +190,24 @@ type Sysctl struct {
 	// Restore is written back on deletion, unless somebody has changed the
 	// value since; empty leaves the value alone.
 	Restore string `json:"restore,omitempty"`
+	// Optional says that there may be no such setting: then nothing is set.
+	Optional bool `json:"optional,omitempty"`
 }
 
-// IPForward is the Sysctl that makes a host a router.
-const IPForward = "net/ipv4/ip_forward"
+// IPForward and IPv6Forward are the Sysctls that make a host a router.
+const (
+	IPForward   = "net/ipv4/ip_forward"
+	IPv6Forward = "net/ipv6/conf/all/forwarding"
+)
 
 func (Sysctl) Kind() Kind    { return KindSysctl }
 func (s Sysctl) Key() string { return fmt.Sprintf("sysctl %s %s", s.Netns, s.Name) }
 func (s Sysctl) Commands() []string {
-	cmd := fmt.Sprintf("sysctl -w %s=%s", s.Name, quote(s.Value))
+	cmd := "sysctl -w "
+	if s.Optional {
+		cmd = "sysctl -e -w "
+	}
+	cmd += s.Name + "=" + quote(s.Value)
 	if s.Netns != "" {
 		cmd = "ip netns exec " + path.Base(s.Netns) + " " + cmd
 	}

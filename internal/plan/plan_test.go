@@ -18,7 +18,7 @@ func every() []Object {
 		Netns{Path: "/run/netns/web", Mark: 83},
 		Netns{Path: "/run/netns/side", Join: "/proc/42/ns/net"},
 		Link{Name: "br0", Type: Bridge, MTU: 1500, MAC: "02:42:0a:01:00:01", Mark: 83},
-		Link{Name: "sv1", Type: Veth, MTU: 1400, Master: "br0", Mark: 83, Peer: "eth0", PeerNetns: "/run/netns/web", PeerMAC: "02:42:0a:01:00:02", Isolated: true, Hairpin: true, IPv6: true},
+		Link{Name: "sv1", Type: Veth, MTU: 1400, Master: "br0", Mark: 83, Peer: "eth0", PeerNetns: "/run/netns/web", PeerMAC: "02:42:0a:01:00:02", Isolated: true, Hairpin: true},
 		Addr{Netns: "/run/netns/web", Link: "eth0", Addr: pfx},
 		Route{Netns: "/run/netns/web", Dst: netip.MustParsePrefix("0.0.0.0/0"), Via: addr, Link: "eth0"},
 		Route{Dst: netip.MustParsePrefix("10.9.0.0/16"), Link: "br0"},
