@@ -32,13 +32,14 @@ func (p *program) networkCreateCommand() *cli.Command {
 
 Examples:
   sandnet network create backend
+  sandnet network create --ipv6 backend
   sandnet network create --subnet 10.61.0.0/24 --ip-range 10.61.0.128/25 backend`,
 		Flags: []cli.Flag{
-			&cli.StringSliceFlag{Name: "subnet", Usage: "`CIDR` addresses of the network; without it a free subnet (repeatable)"},
-			&cli.StringSliceFlag{Name: "gateway", Usage: "`IP` the host's address in the subnet; without it the first (repeatable)"},
+			&cli.StringSliceFlag{Name: "subnet", Usage: "`CIDR` addresses of the network; without it a free subnet; one of IPv4, one of IPv6, or one of each (repeatable)"},
+			&cli.StringSliceFlag{Name: "gateway", Usage: "`IP` the host's address in the subnet of its family; without it the first (repeatable)"},
 			&cli.StringFlag{Name: "ip-range", Usage: "`CIDR` hand out addresses from this part of the subnet"},
 			&cli.StringSliceFlag{Name: "aux-address", Usage: "`NAME=IP` never hand this address out (repeatable)"},
-			&cli.BoolFlag{Name: "ipv6", Usage: "give it an IPv6 subnet, too"},
+			&cli.BoolFlag{Name: "ipv6", Usage: "give it an IPv4 and an IPv6 subnet: free ones, unless --subnet says which"},
 			&cli.BoolFlag{Name: "internal", Usage: "no way out of the network"},
 			&cli.BoolFlag{Name: "no-icc", Usage: "its sandboxes do not reach each other"},
 			&cli.BoolFlag{Name: "no-masquerade", Usage: "its sandboxes keep their own addresses outside"},
@@ -209,6 +210,7 @@ type networkView struct {
 	Bridge       string                `json:"bridge"`
 	Subnets      []netip.Prefix        `json:"subnets"`
 	Gateways     []netip.Addr          `json:"gateways"`
+	IPv6         bool                  `json:"ipv6"`
 	Range        string                `json:"range"`
 	Aux          map[string]netip.Addr `json:"aux"`
 	MTU          int                   `json:"mtu"`
@@ -229,7 +231,7 @@ type networkMember struct {
 // viewNetwork picks those of the sandboxes that are on the network.
 func viewNetwork(n spec.Network, sandboxes []sandbox.View) networkView {
 	v := networkView{
-		Name: n.Name, Bridge: n.Bridge, Subnets: n.Subnets, Gateways: n.Gateways, Aux: n.Aux, MTU: n.MTU,
+		Name: n.Name, Bridge: n.Bridge, Subnets: n.Subnets, Gateways: n.Gateways, IPv6: n.HasIPv6(), Aux: n.Aux, MTU: n.MTU,
 		Internal: n.Internal, NoICC: n.NoICC, NoMasquerade: n.NoMasquerade, Labels: n.Labels, Created: n.Created,
 		Sandboxes: []networkMember{},
 	}

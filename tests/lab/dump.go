@@ -215,9 +215,10 @@ func (h *Host) sysctls() []string {
 	h.t.Helper()
 	patterns := []string{
 		"ipv4/ip_forward", "ipv4/ip_local_reserved_ports", "ipv4/ip_local_port_range", "ipv4/ip_unprivileged_port_start",
-		"ipv4/ip_nonlocal_bind", "ipv6/conf/all/forwarding", "bridge/*", "netfilter/nf_conntrack_tcp_be_liberal",
+		"ipv4/ip_nonlocal_bind", "bridge/*", "netfilter/nf_conntrack_tcp_be_liberal",
 		"ipv4/conf/*/route_localnet", "ipv4/conf/*/rp_filter", "ipv4/conf/*/forwarding", "ipv4/conf/*/accept_local",
 		"ipv4/conf/*/proxy_arp", "ipv4/conf/*/arp_ignore", "ipv4/conf/*/send_redirects",
+		"ipv6/conf/*/forwarding", "ipv6/conf/*/accept_ra", "ipv6/conf/*/autoconf", "ipv6/conf/*/disable_ipv6",
 	}
 	var out []string
 	h.Do(func() {
@@ -256,6 +257,8 @@ func tree(dir string) []string {
 			return nil // the state directories themselves: made at need, and kept
 		case filepath.Base(path) == "last":
 			return nil // where next-fit allocation goes on: it has to move
+		case filepath.Base(path) == "ula-prefix":
+			return nil // drawn once at random, and kept
 		case info.Mode()&fs.ModeSymlink != 0:
 			to, _ := os.Readlink(path)
 			line += " → " + to

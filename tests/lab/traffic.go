@@ -17,10 +17,19 @@ import (
 // A server answers every client with one line, "NAME SOURCE": its own name and
 // the address it saw the client come from.
 
-// ServeTCP listens on addr ("0.0.0.0:80") inside the namespace.
+// family is the network ("tcp", "udp") for addr's family alone: tcp4, or tcp6
+// for one with an address in brackets.
+func family(network, addr string) string {
+	if strings.HasPrefix(addr, "[") {
+		return network + "6"
+	}
+	return network + "4"
+}
+
+// ServeTCP listens on addr ("0.0.0.0:80", "[::]:80") inside the namespace.
 func (n *NS) ServeTCP(addr string) {
 	n.t.Helper()
-	l := n.listen("tcp4", addr)
+	l := n.listen(family("tcp", addr), addr)
 	go func() {
 		for {
 			c, err := l.Accept()
@@ -38,7 +47,7 @@ func (n *NS) ServeTCP(addr string) {
 // ServeHTTP is ServeTCP with HTTP around the line.
 func (n *NS) ServeHTTP(addr string) {
 	n.t.Helper()
-	l := n.listen("tcp4", addr)
+	l := n.listen(family("tcp", addr), addr)
 	srv := &http.Server{ReadHeaderTimeout: Patience, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		src, _, _ := net.SplitHostPort(r.RemoteAddr)
 		fmt.Fprintf(w, "%s %s\n", n.Name, src)
@@ -64,7 +73,7 @@ func (n *NS) ServeUDP(addr string) {
 	n.t.Helper()
 	var c net.PacketConn
 	var err error
-	n.Do(func() { c, err = net.ListenPacket("udp4", addr) })
+	n.Do(func() { c, err = net.ListenPacket(family("udp", addr), addr) })
 	if err != nil {
 		n.t.Fatalf("%s: listen on %s: %v", n.Name, addr, err)
 	}
@@ -137,7 +146,7 @@ func (n *NS) AskFrom(network, source, addr string, timeout time.Duration) (a Ans
 			}
 		}
 		var c net.Conn
-		if c, err = d.DialContext(context.Background(), network+"4", addr); err != nil {
+		if c, err = d.DialContext(context.Background(), family(network, addr), addr); err != nil {
 			return
 		}
 		defer c.Close()
@@ -172,7 +181,7 @@ func (n *NS) Get(addr string, timeout time.Duration) (Answer, error) {
 	var err error
 	n.Do(func() {
 		var c net.Conn
-		if c, err = net.DialTimeout("tcp4", addr, timeout); err != nil {
+		if c, err = net.DialTimeout(family("tcp", addr), addr, timeout); err != nil {
 			return
 		}
 		defer c.Close()
