@@ -30,6 +30,13 @@ func (m *Manager) makeForward6(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// Its own lock lets a record that is half written be found; the host's, what
+	// it says.
+	unlock, err := m.lock(ctx, forward6)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	if err := m.store.Begin("host"); err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/sandnet/sandnet/internal/crash"
 	"github.com/sandnet/sandnet/internal/spec"
 )
 
@@ -129,14 +130,14 @@ func (m *Manager) chooseSubnets(n spec.Network, taken []netip.Prefix) (spec.Netw
 func (m *Manager) localPrefix() (netip.Prefix, error) {
 	path := m.paths.localPrefix()
 	b, err := os.ReadFile(path)
-	if err == nil {
+	if err == nil && len(b) > 0 {
 		p, err := netip.ParsePrefix(strings.TrimSpace(string(b)))
 		if err != nil || p.Bits() != 48 || p.Masked() != p || !uniqueLocal().Contains(p.Addr()) {
 			return p, &HintError{fmt.Errorf("%s: %q is no /48 in %s", path, b, uniqueLocal()), "remove the file; the next network draws another prefix"}
 		}
 		return p, nil
 	}
-	if !errors.Is(err, fs.ErrNotExist) {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return netip.Prefix{}, err
 	}
 	id := [16]byte{0: 0xfd}
@@ -147,7 +148,16 @@ func (m *Manager) localPrefix() (netip.Prefix, error) {
 	if err := os.MkdirAll(m.paths.Lib, 0o700); err != nil {
 		return p, err
 	}
-	return p, m.store.WriteDurable(path, []byte(p.String()+"\n"))
+	// In place, under the host's lock: what is killed leaves an empty file, not
+	// one of another name.
+	crash.Point("local prefix create")
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return p, err
+	}
+	crash.Point("local prefix write")
+	_, err = fmt.Fprintln(f, p)
+	return p, errors.Join(err, f.Sync(), f.Close())
 }
 
 // uniqueLocal are the addresses whose prefix a host may draw itself.

@@ -188,6 +188,9 @@ func inHosts(dir string, create bool, f func(file string) error) error {
 	if err != nil {
 		return err
 	}
+	if len(names) == 0 { // somebody was killed before making the first
+		return os.Remove(dir)
+	}
 	for _, n := range names {
 		if err := f(filepath.Join(dir, n)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err

@@ -33,6 +33,8 @@ var (
 	sandbox = []string{"inspect", "x"}
 	network = []string{"network", "inspect", "n"}
 	newNet  = []string{"network", "create", "n", "--subnet", "10.61.0.0/24", "--bridge", "br-n"}
+	newNet6 = append(newNet, "--ipv6")
+	dual    = []string{"create", "--name", "x", "--net", "n", "--network-alias", "y", "-p", "8080:80"}
 	named   = []string{"create", "--name", "x", "--net", "n", "--network-alias", "y", "--add-host", "z:10.1.2.3", "-p", "8080:80", "-p", "8080:80/udp"}
 	// lingering is a command that leaves a process behind: it belongs to the
 	// sandbox, and ends with it.
@@ -52,6 +54,10 @@ var operations = []operation{
 	{name: "rm", target: sandbox, setup: []string{"create", "--name", "x", "-p", "8080:80"}, run: []string{"rm", "x"}},
 	{name: "rm named", target: sandbox, stage: [][]string{newNet}, setup: named, run: []string{"rm", "x"}},
 	{name: "rm joined", target: sandbox, stage: [][]string{{"create", "--name", "y"}}, setup: joined, run: []string{"rm", "x"}},
+	{name: "create dual-stack", target: sandbox, stage: [][]string{newNet6}, run: dual},
+	{name: "rm dual-stack", target: sandbox, stage: [][]string{newNet6}, setup: dual, run: []string{"rm", "x"}},
+	{name: "network create ipv6", target: network, run: newNet6},
+	{name: "network rm ipv6", target: network, setup: newNet6, run: []string{"network", "rm", "n"}},
 	{name: "network create", target: network, run: newNet},
 	{name: "network rm", target: network, setup: newNet, run: []string{"network", "rm", "n"}},
 }
@@ -63,6 +69,8 @@ func newHost(t *testing.T) *lab.Host {
 	t.Helper()
 	h := lab.NewHost(t)
 	h.Program = lab.Bin(lab.Crashing)
+	// It has heard of a router, which IPv6 networks must not make it forget.
+	h.Must("ip", "-6", "route", "add", "default", "via", "fe80::99", "dev", "eth0", "proto", "ra")
 	return h
 }
 
@@ -129,8 +137,9 @@ func TestFirstUse(t *testing.T) {
 	for _, args := range [][]string{
 		{"create", "--name", "x", "-p", "8080:80"},
 		{"network", "create", "n", "--subnet", "10.61.0.0/24"},
+		{"network", "create", "n", "--subnet", "10.61.0.0/24", "--ipv6"},
 	} {
-		t.Run(strings.Join(args[:2], " "), func(t *testing.T) {
+		t.Run(strings.ReplaceAll(strings.Join(args, " "), "/", "_"), func(t *testing.T) {
 			t.Parallel()
 			firstUse(t, args)
 		})

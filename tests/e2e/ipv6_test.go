@@ -345,3 +345,38 @@ func TestMixedNetworks(t *testing.T) {
 	h.OK("network", "rm", "four", "dual", "six")
 	h.Unchanged(before, "network rm")
 }
+
+// The way out and what is closed, as with IPv4: the LAN sees the host's
+// address, and reaches no sandbox; networks do not reach each other.
+func TestIsolation6(t *testing.T) {
+	t.Parallel()
+	l := lab.New(t)
+	h, lan := l.Host("host"), l.Host("neighbour")
+	used(t, h)
+	for i, s := range []*lab.Host{h, lan} {
+		s.Must("ip", "-6", "addr", "add", fmt.Sprintf("fd00:205::%d/64", i+1), "dev", "eth0", "nodad")
+		s.Must("ip", "-6", "addr", "add", fmt.Sprintf("fe80::%d/64", i+1), "dev", "eth0", "nodad")
+	}
+	lan.ServeTCP("[::]:80")
+	lan.ServeUDP("[::]:80")
+	lan.Must("ip", "-6", "route", "add", "fd00:61::/32", "via", "fd00:205::1")
+	h.OK("network", "create", "n", "--subnet", "fd00:61:0:1::/64")
+	h.OK("network", "create", "other", "--subnet", "fd00:61:0:2::/64")
+	h.OK("network", "create", "plain", "--subnet", "fd00:61:0:3::/64", "--no-masquerade")
+	h.OK("network", "create", "inner", "--subnet", "fd00:61:0:4::/64", "--internal")
+	h.OK("network", "create", "quiet", "--subnet", "fd00:61:0:5::/64", "--no-icc")
+	box := map[string]*lab.NS{}
+	for _, n := range []string{"n", "other", "plain", "inner", "quiet"} {
+		box[n] = server6(t, h, "in-"+n, "--net", n)
+	}
+	create(t, h, "quiet2", "--net", "quiet").Barred("tcp", address6(t, h, "in-quiet")+":80")
+	for _, proto := range []string{"tcp", "udp"} {
+		box["n"].Reaches(proto, "[fd00:205::2]:80", lan.NS, "fd00:205::1")
+		box["plain"].Reaches(proto, "[fd00:205::2]:80", lan.NS, e6(address6(t, h, "in-plain")))
+		box["inner"].Barred(proto, "[fd00:205::2]:80")
+		for _, n := range []string{"n", "plain", "inner"} {
+			lan.Barred(proto, address6(t, h, "in-"+n)+":80")
+			box["other"].Barred(proto, address6(t, h, "in-"+n)+":80")
+		}
+	}
+}
