@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -234,9 +235,80 @@ func TestTakenAndHasAddr(t *testing.T) {
 			t.Errorf("Taken without br0 has %s", p)
 		}
 	}
-	for addr, want := range map[string]bool{"10.1.0.1": true, "127.0.0.7": true, "10.1.0.9": false} {
+	output(t, "ip", "-6", "addr", "add", "fd00:1::1/64", "dev", "br0", "nodad")
+	for route, want := range map[string]bool{"fd00:9::/48": true, "2000::/3": false, "8000::/1": false, "2001:db8::/32": true} {
+		output(t, "ip", "-6", "route", "add", route, "dev", "br0")
+		all, err := k.Taken(func(string) bool { return false })
+		if got := slices.Contains(all, netip.MustParsePrefix(route)); err != nil || got != want {
+			t.Errorf("Taken has %s: %v, %v", route, got, err)
+		}
+	}
+	for addr, want := range map[string]bool{"10.1.0.1": true, "127.0.0.7": true, "10.1.0.9": false, "fd00:1::1": true, "::1": true, "fd00:1::9": false} {
 		if got, err := k.HasAddr(netip.MustParseAddr(addr)); got != want || err != nil {
 			t.Errorf("HasAddr(%s) = %v, %v", addr, got, err)
 		}
+	}
+}
+
+func TestBothFamilies(t *testing.T) {
+	k, dir := testKernel(t)
+	ns := filepath.Join(dir, "a")
+	br := append(bridgePlan(), plan.Addr{Link: "br0", Addr: netip.MustParsePrefix("fd00:1::1/64")})
+	sb := sandboxPlan(dir, "a", "10.1.0.2/24")
+	early := []plan.Object{
+		plan.Sysctl{Netns: ns, Name: "net/ipv6/conf/default/accept_ra", Value: "0"},
+		plan.Sysctl{Netns: ns, Name: "net/ipv6/conf/default/autoconf", Value: "0"},
+		plan.Sysctl{Netns: ns, Name: "net/ipv6/conf/nosuch/autoconf", Value: "0", Optional: true},
+	}
+	late := []plan.Object{
+		plan.Addr{Netns: ns, Link: "eth0", Addr: netip.MustParsePrefix("fe80::2/64")},
+		plan.Addr{Netns: ns, Link: "eth0", Addr: netip.MustParsePrefix("fd00:1::2/64")},
+		plan.Route{Netns: ns, Dst: netip.MustParsePrefix("::/0"), Via: netip.MustParseAddr("fd00:1::1"), Link: "eth0"},
+	}
+	objs := slices.Concat(br, sb[:1], early, sb[1:], late)
+	if n := mustEnsure(t, k, objs); n != len(objs)-1 {
+		t.Errorf("%d changes, want all but one of %d", n, len(objs))
+	}
+	if n := mustEnsure(t, k, objs); n != 0 {
+		t.Errorf("the second time: %d changes, want none", n)
+	}
+	for cmd, want := range map[string]string{
+		"ip -6 addr show dev eth0": "inet6 fd00:1::2/64 scope global nodad", "ip -6 route": "default via fd00:1::1 dev eth0 proto static", "ip -4 route": "default via 10.1.0.1",
+		"cat /proc/sys/net/ipv6/conf/eth0/accept_ra /proc/sys/net/ipv6/conf/eth0/autoconf": "0\n0",
+	} {
+		if out := output(t, "nsenter", append([]string{"--net=" + ns}, strings.Fields(cmd)...)...); !strings.Contains(out, want) {
+			t.Errorf("%s: no %q in\n%s", cmd, want, out)
+		}
+	}
+	if _, err := k.Ensure(t.Context(), []plan.Object{plan.Sysctl{Name: "net/ipv6/conf/nosuch/autoconf", Value: "0"}}); err == nil {
+		t.Error("a setting that does not exist was set")
+	}
+	mustDelete(t, k, late)
+	if out := output(t, "nsenter", "--net="+ns, "ip", "-6", "addr"); strings.Contains(out, "fd00:1::2") {
+		t.Errorf("after deletion:\n%s", out)
+	}
+}
+
+func TestRouterLinks(t *testing.T) {
+	k, _ := testKernel(t)
+	for _, name := range []string{"up1", "up2", "up3", "up4", "up5"} {
+		output(t, "ip", "link", "add", name, "type", "bridge")
+		output(t, "ip", "link", "set", name, "up")
+		output(t, "ip", "-6", "addr", "add", "fe80::1/64", "dev", name, "nodad")
+	}
+	for _, cmd := range []string{
+		"ip -6 route add default via fe80::2 dev up1 proto ra",
+		"ip -6 route add default via fe80::2 dev up2 proto static metric 9", // an administrator's
+		"ip -6 route add 2001:db8:3::/64 via fe80::2 dev up3 proto ra",
+		"sysctl -qw net.ipv6.conf.up3.accept_ra=2", // listens in any case
+		"ip -6 addr add 2001:db8:4::4/64 dev up4 nodad valid_lft 900 preferred_lft 900",
+		"ip -6 route add 2001:db8:5::/64 proto ra nexthop via fe80::2 dev up1 nexthop via fe80::3 dev up5",
+	} {
+		f := strings.Fields(cmd)
+		output(t, f[0], f[1:]...)
+	}
+	got, err := k.RouterLinks()
+	if want := []string{"up1", "up4", "up5"}; err != nil || !slices.Equal(got, want) {
+		t.Errorf("%v, %v; want %v", got, err, want)
 	}
 }
