@@ -286,25 +286,6 @@ func (b *build) ports() ([]spec.Port, error) {
 	return out, nil
 }
 
-// hostAddresses are those that p is published on, for a sandbox of network n.
-func hostAddresses(p spec.Port, n spec.Network) ([]netip.Addr, error) {
-	var all []netip.Addr
-	if n.HasIPv4() {
-		all = append(all, netip.IPv4Unspecified())
-	}
-	if n.HasIPv6() {
-		all = append(all, netip.IPv6Unspecified())
-	}
-	if !p.HostIP.IsValid() {
-		return all, nil
-	}
-	if !slices.ContainsFunc(all, func(a netip.Addr) bool { return a.Is4() == p.HostIP.Is4() }) {
-		why, hint := n.WithoutFamily(p.HostIP)
-		return nil, &spec.InputError{What: "published port", Value: p.String(), Why: why, Hint: hint}
-	}
-	return []netip.Addr{p.HostIP}, nil
-}
-
 // port finds a host port for p that is free on all the addresses: the one it
 // names, one of its range, or an ephemeral one.
 func (b *build) port(p spec.Port, hosts []netip.Addr) (uint16, error) {
@@ -333,30 +314,6 @@ func (b *build) port(p spec.Port, hosts []netip.Addr) (uint16, error) {
 		why = "the host port is in use" + b.m.publisher(p)
 	}
 	return 0, &spec.InputError{What: "published port", Value: p.String(), Why: why}
-}
-
-// hold binds a port on all the addresses until release, or on none.
-func (b *build) hold(p spec.Port, hosts []netip.Addr, port uint16) error {
-	var held []func()
-	for _, ip := range hosts {
-		release, err := b.m.host.ProbePort(string(p.Proto), ip, port)
-		if err == nil {
-			held = append(held, release)
-			// bind(2) tells nothing where the kernel has no SCTP of its own.
-			q := p
-			if q.HostIP, q.HostPort = ip, port; p.Proto == spec.SCTP && b.m.publisher(q) != "" {
-				err = unix.EADDRINUSE
-			}
-		}
-		if err != nil {
-			for _, f := range held {
-				f()
-			}
-			return err
-		}
-	}
-	b.held = append(b.held, held...)
-	return nil
 }
 
 // publisher names the sandbox that has a host port, if it is one of ours.
