@@ -220,7 +220,6 @@ func TestForwarding6(t *testing.T) {
 		t.Errorf("the default route is lost:\n%s", out)
 	}
 	hears("2001:db8:2::/64")
-	// An uplink that is gone does not stand in the way.
 	h.OK("network", "create", "two", "--ipv6")
 	h.OK("network", "rm", "one")
 	if got := setting(h, "all/forwarding"); got != "1" {
@@ -233,6 +232,7 @@ func TestForwarding6(t *testing.T) {
 	if out := h.Must("ip", "-6", "route"); !strings.Contains(out, "default via fe80::99 dev up0") {
 		t.Errorf("the default route is lost at the end:\n%s", out)
 	}
+	// An uplink that is gone does not stand in the way.
 	h.OK("network", "create", "three", "--ipv6")
 	h.Must("ip", "link", "del", "up0")
 	create(t, h, "a", "--net", "three")
