@@ -52,9 +52,16 @@ func (Bridge) Plan(s spec.Sandbox, f spec.Facts) (plan.Plan, error) {
 	return plan.Plan{Objects: slices.Concat(objs, reserve, publish)}, nil
 }
 
-// namespace is what every sandbox with a namespace of its own starts with.
+// namespace is what every sandbox with a namespace of its own starts with: one
+// that is made, or a container's, which a runtime has made.
 func namespace(s spec.Sandbox, f spec.Facts) []plan.Object {
-	return []plan.Object{index(s, f), plan.Netns{Path: f.Netns, Mark: f.Mark}}
+	switch f.JoinPath {
+	case "":
+		return []plan.Object{index(s, f), plan.Netns{Path: f.Netns, Mark: f.Mark}}
+	case f.Netns:
+		return []plan.Object{index(s, f)}
+	}
+	return []plan.Object{index(s, f), plan.Netns{Path: f.Netns, Join: f.JoinPath}}
 }
 
 // publishPort plans one published port. Until package firewall translates IPv6,

@@ -8,6 +8,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -91,11 +92,15 @@ type View struct {
 	Status    string            `json:"status"`
 	Labels    map[string]string `json:"labels"`
 	Endpoints []spec.Endpoint   `json:"endpoints"`
+	// Source is who asked for it: run, oci or cni; Container is the runtime's ID.
+	Source    spec.Source `json:"source"`
+	Container string      `json:"container"`
 }
 
 func (m *Manager) view(md meta) View {
 	v := View{ID: md.Spec.ID, Name: md.Spec.Name, Mode: modeName(md.Spec), Netns: md.Netns, Created: md.Created,
-		Status: "created", Labels: md.Spec.Labels, Endpoints: md.Endpoints}
+		Status: "created", Labels: md.Spec.Labels, Endpoints: md.Endpoints,
+		Source: cmp.Or(md.Spec.Source, spec.SourceRun), Container: md.Spec.Container}
 	if md.PID != 0 {
 		v.Status = "exited"
 		if m.running(md) {
@@ -307,6 +312,9 @@ func (m *Manager) endSandbox(ctx context.Context, name string) error {
 // killAll ends the sandbox's command and everything else in a namespace that
 // is the sandbox's alone.
 func (m *Manager) killAll(md meta) error {
+	if md.Spec.Source != "" {
+		return nil // its runtime's business
+	}
 	if m.running(md) {
 		if p, err := os.FindProcess(md.PID); err == nil {
 			_ = p.Kill()

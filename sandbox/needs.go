@@ -26,6 +26,10 @@ type Facts interface {
 	// RouterLinks are the links that heed router advertisements, and have had
 	// some, only as long as the host is no router itself.
 	RouterLinks() ([]string, error)
+	// IsNetns reports whether there is a network namespace at path, and whether it
+	// is the host's own; SameNetns whether two paths are of one.
+	IsNetns(path string) (exists, own bool)
+	SameNetns(a, b string) bool
 	// ForeignForward is the iptables chain that would drop our packets, if any.
 	ForeignForward() (chain string, err error)
 	// ProbePort binds a port until release; EADDRINUSE if somebody has it.
@@ -42,6 +46,8 @@ type Processes interface {
 	// Holders are the processes in a pinned namespace; KillHolders ends them.
 	Holders(path string) []int
 	KillHolders(path string) error
+	// ShowFiles mounts the files of dir in the /etc of a container that is being made.
+	ShowFiles(pid int, root, dir string) error
 	// ProcessStart tells a process from a later one with its PID; 0 if it is gone.
 	ProcessStart(pid int) uint64
 }

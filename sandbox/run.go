@@ -119,6 +119,11 @@ func (m *Manager) GC(ctx context.Context, dryRun bool) ([]string, error) {
 	if err != nil {
 		return lines, err
 	}
+	gone, err := m.collectContainers(ctx, dryRun)
+	lines = append(lines, gone...)
+	if err != nil {
+		return lines, err
+	}
 	orphans, err := m.orphans(ctx, dryRun)
 	for _, o := range orphans {
 		lines = append(lines, o.Key())

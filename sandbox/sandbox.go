@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -31,7 +32,7 @@ func (m *Manager) Create(ctx context.Context, s spec.Sandbox) (View, error) {
 
 // prepare starts what takes longest and depends on nothing.
 func (m *Manager) prepare(s spec.Sandbox) {
-	if m.paths.isRoot() && (s.Mode == spec.ModeBridge || s.Mode == spec.ModeNone) {
+	if m.paths.isRoot() && s.Adopt == "" && (s.Mode == spec.ModeBridge || s.Mode == spec.ModeNone) {
 		m.host.PrepareNetns()
 	}
 }
@@ -48,7 +49,7 @@ func (m *Manager) create(ctx context.Context, s spec.Sandbox) (View, error) {
 	if m.store.Has(ownerPrefix + s.Name) {
 		return View{}, duplicate(s.Name)
 	}
-	if _, err := os.Lstat(m.paths.netns(s.Name)); err == nil && s.Mode != spec.ModeHost {
+	if _, err := os.Lstat(m.paths.netns(s.Name)); err == nil && s.Mode != spec.ModeHost && s.Source != spec.SourceCNI {
 		return View{}, &spec.InputError{What: "name", Value: s.Name, Why: m.paths.netns(s.Name) + " exists and is not sandnet's"}
 	}
 	if link := m.paths.etcLink(s.Name); link != "" {
@@ -123,12 +124,18 @@ func (b *build) gather(ctx context.Context) error {
 		IndexPath: filepath.Join(m.paths.ids(), s.ID), Mark: m.paths.Mark, HostResolv: hostResolv(),
 	}
 	b.meta = meta{Spec: s, Netns: b.facts.Netns, Created: time.Now().UTC().Truncate(time.Millisecond)}
+	if err := b.adopt(); err != nil {
+		return err
+	}
 	switch s.Mode {
 	case spec.ModeHost:
 		b.meta.Netns = ""
 		return nil
 	case spec.ModeContainer:
-		return b.join()
+		if err := b.join(); err != nil {
+			return err
+		}
+		return b.joins()
 	case spec.ModeNone:
 		return nil
 	}
@@ -180,7 +187,7 @@ func (b *build) endpoint(ctx context.Context, i int, a spec.Attachment) (spec.En
 		allocate = pool.Peek
 	}
 	ep := spec.Endpoint{
-		Network: n.Name, Interface: "eth" + strconv.Itoa(i), HostInterface: hostInterface(b.s.ID, i),
+		Network: n.Name, Interface: cmp.Or(a.Interface, "eth"+strconv.Itoa(i)), HostInterface: hostInterface(b.s.ID, i),
 		MAC: a.MAC, MTU: b.s.MTU, Aliases: a.Aliases, Ports: []spec.Port{}, Gateways: n.Gateways,
 	}
 	if ep.MTU == 0 {

@@ -43,7 +43,7 @@ type program struct {
 
 // commands is the whole tree, in the order in which help shows it.
 func (p *program) commands() *cli.Command {
-	const sandboxes, networks, host, about = "Sandboxes", "Networks", "This host", "About sandnet"
+	const sandboxes, networks, runtimes, host, about = "Sandboxes", "Networks", "Container runtimes", "This host", "About sandnet"
 	in := func(category string, commands ...*cli.Command) []*cli.Command {
 		for _, c := range commands {
 			c.Category = category
@@ -59,6 +59,7 @@ func (p *program) commands() *cli.Command {
 		p.runCommand(), p.createCommand(), p.execCommand(), p.rmCommand(),
 		p.psCommand(), p.inspectCommand(), p.portCommand())...)
 	root.Subcommands = append(root.Subcommands, in(networks, p.networkCommand())...)
+	root.Subcommands = append(root.Subcommands, in(runtimes, p.hookCommand(), p.ociCommand())...)
 	root.Subcommands = append(root.Subcommands, in(host, p.planCommand(), p.gcCommand())...)
 	root.Subcommands = append(root.Subcommands, in(about,
 		p.versionCommand(), p.completionCommand(), p.helpCommand(), p.completeCommand())...)

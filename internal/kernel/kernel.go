@@ -194,12 +194,14 @@ func only[T plan.Object](objs []plan.Object) []T {
 func (k *Kernel) Delete(_ context.Context, objs []plan.Object) error {
 	dying := map[string]bool{}
 	veths := map[string][]plan.Link{}
+	ends := map[[2]string]bool{} // the veths' other ends
 	for _, o := range objs {
 		switch o := o.(type) {
 		case plan.Netns:
 			dying[o.Path] = true
 		case plan.Link:
 			veths[o.PeerNetns] = append(veths[o.PeerNetns], o)
+			ends[[2]string{o.PeerNetns, o.Peer}] = true
 		}
 	}
 	goesWith := func(o plan.Object) bool {
@@ -207,9 +209,9 @@ func (k *Kernel) Delete(_ context.Context, objs []plan.Object) error {
 		case plan.Link:
 			return dying[o.PeerNetns]
 		case plan.Addr:
-			return dying[o.Netns]
+			return dying[o.Netns] || ends[[2]string{o.Netns, o.Link}]
 		case plan.Route:
-			return dying[o.Netns]
+			return dying[o.Netns] || ends[[2]string{o.Netns, o.Link}]
 		case plan.Sysctl:
 			return dying[o.Netns]
 		}

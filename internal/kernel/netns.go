@@ -95,6 +95,30 @@ func (k *Kernel) ours(n plan.Netns) bool {
 	return err == nil && lo.group == n.Mark
 }
 
+// IsNetns reports whether there is a network namespace at path, and whether it
+// is the calling thread's own.
+func (k *Kernel) IsNetns(path string) (exists, own bool) {
+	if !pinned(path) { // whatever else it is, opening it could do something
+		return false, false
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return false, false
+	}
+	defer f.Close()
+	kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)
+	if err != nil || kind != unix.CLONE_NEWNET {
+		return false, false
+	}
+	return true, k.SameNetns(path, "/proc/thread-self/ns/net")
+}
+
+// SameNetns reports whether two paths are of one namespace.
+func (k *Kernel) SameNetns(a, b string) bool {
+	var x, y unix.Stat_t
+	return unix.Stat(a, &x) == nil && unix.Stat(b, &y) == nil && x.Ino == y.Ino && x.Dev == y.Dev
+}
+
 // pin bind-mounts the namespace file ns on path.
 func pin(ns, path string) error {
 	crash.Point("netns file")
@@ -138,8 +162,8 @@ func unpin(path string) error {
 // deleted here.
 func (k *Kernel) deleteNetns(n plan.Netns, links []plan.Link) error {
 	held := false
-	if n.Join == "" && pinned(n.Path) {
-		if !k.ours(n) {
+	if (n.Join == "" || len(links) > 0) && pinned(n.Path) {
+		if n.Join == "" && !k.ours(n) {
 			return nil
 		}
 		held = len(k.Holders(n.Path)) > 0

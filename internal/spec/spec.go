@@ -128,10 +128,23 @@ type Attachment struct {
 	// MAC is the fixed MAC; empty means derived from the address.
 	MAC     string   `json:"mac,omitempty"`
 	Aliases []string `json:"aliases,omitempty"`
+	// Interface is the device's name inside; empty is eth and the number of the
+	// attachment.
+	Interface string `json:"interface,omitempty"`
 	// GwPriority elects the network with the default gateway: the highest, and
 	// of equals the first.
 	GwPriority int `json:"gwPriority,omitempty"`
 }
+
+// Source is who asked for a sandbox, and so who ends it.
+type Source string
+
+// The sources. The namespace of all but the first belongs to a container runtime.
+const (
+	SourceRun Source = "run"
+	SourceOCI Source = "oci"
+	SourceCNI Source = "cni"
+)
 
 // Sandbox is a request for a sandbox.
 type Sandbox struct {
@@ -143,6 +156,14 @@ type Sandbox struct {
 	Mode Mode   `json:"mode"`
 	// Join is the sandbox (name or ID) or PID of ModeContainer.
 	Join string `json:"join,omitempty"`
+	// Source is who asked for it; empty is sandnet itself.
+	Source Source `json:"source,omitempty"`
+	// Container is, for another Source, the runtime's ID of the container, and
+	// Adopt the path of the namespace that it has made. PID is the container's
+	// first process, where the namespace is known by it.
+	Container string `json:"container,omitempty"`
+	Adopt     string `json:"adopt,omitempty"`
+	PID       int    `json:"pid,omitempty"`
 	// Attach is the networks of ModeBridge, the first one with the default
 	// gateway and the published ports.
 	Attach    []Attachment      `json:"attach,omitempty"`
@@ -271,7 +292,8 @@ type Endpoint struct {
 type Facts struct {
 	// Netns is the path the namespace is pinned at.
 	Netns string
-	// JoinPath is, for ModeContainer, the namespace to join.
+	// JoinPath is the namespace to join: another sandbox's for ModeContainer, or
+	// the one that a runtime has made. If it is Netns itself, it stays as it is.
 	JoinPath string
 	// JoinEtcDir is the EtcDir of the sandbox to join; empty for a PID.
 	JoinEtcDir string
