@@ -74,6 +74,27 @@ func (m *Manager) GetContainer(ctx context.Context, id string) (View, error) {
 	return m.view(md), err
 }
 
+// CheckContainer returns what is wrong with a container's network in the kernel.
+func (m *Manager) CheckContainer(ctx context.Context, id string) error {
+	name, err := m.byID(id)
+	if err != nil {
+		return err
+	}
+	md, _, err := m.load(name)
+	if err != nil {
+		return err
+	}
+	if !m.alive(md) {
+		return fmt.Errorf("the container of sandbox %s is gone", name)
+	}
+	for _, ep := range md.Endpoints {
+		if _, ours, err := m.host.HasLink(ep.HostInterface); err != nil || !ours {
+			return errors.Join(err, fmt.Errorf("link %s is gone", ep.HostInterface))
+		}
+	}
+	return nil
+}
+
 // byID is the name of the sandbox with exactly that ID; empty if there is none.
 func (m *Manager) byID(id string) (string, error) {
 	name, err := os.Readlink(filepath.Join(m.paths.ids(), id))
@@ -139,7 +160,7 @@ func (b *build) adopt() error {
 		b.facts.JoinPath = s.Adopt
 	}
 	if s.Source == spec.SourceCNI { // the runtime has it pinned
-		b.facts.Netns, b.meta.Netns = s.Adopt, s.Adopt
+		b.facts.Netns, b.meta.Netns, b.facts.EtcLink = s.Adopt, s.Adopt, ""
 	}
 	return nil
 }

@@ -95,12 +95,14 @@ type View struct {
 	// Source is who asked for it: run, oci or cni; Container is the runtime's ID.
 	Source    spec.Source `json:"source"`
 	Container string      `json:"container"`
+	// Config is the name of the CNI network configuration.
+	Config string `json:"-"`
 }
 
 func (m *Manager) view(md meta) View {
 	v := View{ID: md.Spec.ID, Name: md.Spec.Name, Mode: modeName(md.Spec), Netns: md.Netns, Created: md.Created,
 		Status: "created", Labels: md.Spec.Labels, Endpoints: md.Endpoints,
-		Source: cmp.Or(md.Spec.Source, spec.SourceRun), Container: md.Spec.Container}
+		Source: cmp.Or(md.Spec.Source, spec.SourceRun), Container: md.Spec.Container, Config: md.Spec.Config}
 	if md.PID != 0 {
 		v.Status = "exited"
 		if m.running(md) {

@@ -83,6 +83,9 @@ func globalFlags() []cli.Flag {
 
 // main runs the command that args ask for and returns the exit code.
 func (p *program) main(args []string) int {
+	if len(args) == 0 && os.Getenv("CNI_COMMAND") != "" {
+		return p.cni()
+	}
 	// Help, like every other message, is printed by this package alone.
 	cli.HelpFlag = nil
 	p.root = p.commands()

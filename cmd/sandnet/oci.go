@@ -222,4 +222,3 @@ func (o object) MarshalJSON() ([]byte, error) {
 	}
 	return append(out, '}'), nil
 }
-

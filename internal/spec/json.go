@@ -20,7 +20,9 @@ func ReadJSON(r io.Reader, what string, v any) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", what, err)
 	}
-	fault := func(why string) error { return &InputError{What: what, Value: string(data[:min(len(data), 64)]), Why: why} }
+	fault := func(why string) error {
+		return &InputError{What: what, Value: string(data[:min(len(data), 64)]), Why: why}
+	}
 	if len(data) > MaxJSON {
 		return nil, fault(fmt.Sprintf("it is longer than %d bytes", MaxJSON))
 	}

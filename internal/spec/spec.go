@@ -164,6 +164,8 @@ type Sandbox struct {
 	Container string `json:"container,omitempty"`
 	Adopt     string `json:"adopt,omitempty"`
 	PID       int    `json:"pid,omitempty"`
+	// Config is the name of the CNI network configuration.
+	Config string `json:"config,omitempty"`
 	// Attach is the networks of ModeBridge, the first one with the default
 	// gateway and the published ports.
 	Attach    []Attachment      `json:"attach,omitempty"`
