@@ -91,14 +91,13 @@ func (p *program) ociPatch(c *cli.Context) error {
 		return err
 	}
 	var out bytes.Buffer
-	data, err := json.Marshal(config)
-	if err == nil {
-		err = json.Indent(&out, data, "", "\t")
-	}
-	if err != nil {
+	e := json.NewEncoder(&out)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "\t")
+	if err := e.Encode(config); err != nil {
 		return err
 	}
-	return replaceFile(filepath.Join(dir, "config.json"), append(out.Bytes(), '\n'), info.Mode().Perm())
+	return replaceFile(filepath.Join(dir, "config.json"), out.Bytes(), info.Mode().Perm())
 }
 
 // hostNetns stands for the host's namespace, which a container is in that has

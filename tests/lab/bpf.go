@@ -91,6 +91,7 @@ func ourProgram(id ebpf.ProgramID, cookie uint64, entries map[string]bool) (name
 	return info.Name
 }
 
+// rootCgroup opens the root of the cgroup2 hierarchy, mounted here or not.
 func rootCgroup() *os.File {
 	for _, dir := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
 		var st unix.Statfs_t
@@ -100,5 +101,22 @@ func rootCgroup() *os.File {
 			}
 		}
 	}
-	return nil
+	fs, err := unix.Fsopen("cgroup2", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return nil
+	}
+	defer unix.Close(fs)
+	if unix.FsconfigCreate(fs) != nil {
+		return nil
+	}
+	mount, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
+	if err != nil {
+		return nil
+	}
+	defer unix.Close(mount)
+	dir, err := unix.Openat(mount, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil
+	}
+	return os.NewFile(uintptr(dir), "cgroup2")
 }
