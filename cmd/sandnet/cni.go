@@ -352,9 +352,12 @@ func (c *cniCall) check() error {
 	if err != nil {
 		return err
 	}
-	prev, err := types100.GetResult(c.conf.PrevResult)
-	if c.conf.PrevResult == nil || err != nil {
+	if c.conf.PrevResult == nil {
 		return types.NewError(types.ErrInvalidNetworkConfig, "CHECK needs the prevResult of ADD", "")
+	}
+	prev, err := types100.NewResultFromResult(c.conf.PrevResult)
+	if err != nil {
+		return types.NewError(types.ErrDecodingFailure, "prevResult: "+oneLine(err.Error()), "")
 	}
 	ep := v.Endpoints[0]
 	for _, a := range ep.Addresses {
