@@ -161,12 +161,12 @@ func unpin(path string) error {
 // where something still holds the namespace are links, its veths' host ends,
 // deleted here.
 func (k *Kernel) deleteNetns(n plan.Netns, links []plan.Link) error {
-	held := false
-	if (n.Join == "" || len(links) > 0) && pinned(n.Path) {
+	held := true // by whom it was held, when it was unpinned by a removal that was killed
+	if pinned(n.Path) {
 		if n.Join == "" && !k.ours(n) {
 			return nil
 		}
-		held = len(k.Holders(n.Path)) > 0
+		held = len(links) > 0 && len(k.Holders(n.Path)) > 0
 	}
 	k.forget(n.Path)
 	if err := unpin(n.Path); err != nil {

@@ -67,21 +67,31 @@ func mountBelow(pid int, root string, files map[string]int) error {
 	}
 	defer unix.Close(dir)
 	for name, file := range files {
-		target, err := openInRoot(dir, "etc/"+name)
-		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EROFS) || errors.Is(err, unix.ENOTDIR) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("/etc/%s of the container: %w", name, err)
-		}
 		crash.Point("mount " + name)
-		err = unix.MoveMount(file, "", target, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
-		unix.Close(target)
-		if err != nil {
-			return fmt.Errorf("mount on /etc/%s of the container: %w", name, err)
+		err := mountOn(dir, "etc/"+name, file)
+		if err != nil && !errors.Is(err, unix.EROFS) && !errors.Is(err, unix.ENOTDIR) && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("/etc/%s of the container: %w", name, err)
 		}
 	}
 	return nil
+}
+
+func mountOn(root int, path string, file int) error {
+	target, err := openInRoot(root, path)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(target)
+	// What an earlier, killed call has put there shows a file that is gone by
+	// now, and nothing can be mounted on that.
+	var st unix.Stat_t
+	if err := unix.Fstat(target, &st); err == nil && st.Nlink == 0 {
+		if err := unix.Unmount(fmt.Sprintf("/proc/thread-self/fd/%d", target), unix.MNT_DETACH); err != nil {
+			return err
+		}
+		return mountOn(root, path, file)
+	}
+	return unix.MoveMount(file, "", target, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
 }
 
 // openInRoot opens a file below root, which no link leads out of, and makes an
