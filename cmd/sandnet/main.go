@@ -31,6 +31,9 @@ import (
 var version, commit = "dev", ""
 
 func main() {
+	if kernel.Reaper() {
+		return
+	}
 	p := &program{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
 	os.Exit(p.main(os.Args[1:]))
 }
@@ -181,7 +184,9 @@ func openHost(root string, log *slog.Logger) (*sandbox.Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	return sandbox.New(paths, kernel.New(paths.Mark, paths.Netns), record.New(paths.Run), log,
+	k := kernel.New(paths.Mark, paths.Netns)
+	k.UseReapers()
+	return sandbox.New(paths, k, record.New(paths.Run), log,
 		modes.Bridge{}, // plans the networks, too
 		modes.Bridge{}, modes.Host{}, modes.Container{}, modes.None{}), nil
 }

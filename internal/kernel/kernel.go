@@ -26,6 +26,9 @@ type Kernel struct {
 	conns    map[string]*rtnl // by namespace path; "" is the host
 	index    map[string]int   // "NETNS LINK" to interface index
 	fresh    chan freshNetns  // see PrepareNetns
+	reapers  []*reaper        // that wait for work
+	// useReapers is what UseReapers says.
+	useReapers bool
 }
 
 // New returns the host whose objects carry mark, with namespaces in netnsDir.
@@ -38,6 +41,10 @@ func (k *Kernel) Close() {
 	for path := range k.conns {
 		k.forget(path)
 	}
+	for _, r := range k.reapers {
+		r.dismiss()
+	}
+	k.reapers = nil
 }
 
 func (k *Kernel) forget(path string) {
@@ -204,6 +211,11 @@ func (k *Kernel) Delete(_ context.Context, objs []plan.Object) error {
 			ends[[2]string{o.PeerNetns, o.Peer}] = true
 		}
 	}
+	for _, o := range objs {
+		if l, ok := o.(plan.Link); ok && !dying[l.PeerNetns] {
+			k.callReaper()
+		}
+	}
 	goesWith := func(o plan.Object) bool {
 		switch o := o.(type) {
 		case plan.Link:
@@ -260,7 +272,7 @@ func (k *Kernel) deleteOne(o plan.Object) error {
 			return nil // somebody else's by now
 		}
 		clear(k.index)
-		return deleteLink(host, o.Name)
+		return k.reap(host, o.Name)
 	case plan.Addr:
 		return k.deleteAddr(o)
 	case plan.Route:
