@@ -7,7 +7,8 @@ set -euo pipefail
 # Each entry is COMMAND:PACKAGE. sandnet itself needs none of these: the lab
 # makes its test hosts with them and looks at what sandnet did.
 run=(ip:iproute2 nft:nftables)
-test=(ip:iproute2 nft:nftables iptables:iptables ipset:ipset ps:procps ping:iputils-ping)
+test=(ip:iproute2 nft:nftables iptables:iptables ipset:ipset ps:procps ping:iputils-ping
+	runc:runc crun:crun podman:podman containerd:containerd busybox:busybox-static /usr/lib/cni/host-local:containernetworking-plugins)
 bench=(ip:iproute2 nft:nftables iperf3:iperf3)
 vm=(ruby:ruby vagrant:vagrant)
 

@@ -94,7 +94,9 @@ func TestKilledCNI(t *testing.T) {
 	before := used(t, c.Host)
 	ns := l.Namespace("c1")
 	call := func(command string) func(env ...string) lab.Result {
-		return func(env ...string) lab.Result { return c.call(command, "c1", ns.Path, "eth0", conf("1.0.0", mapping), env...) }
+		return func(env ...string) lab.Result {
+			return c.call(command, "c1", ns.Path, "eth0", conf("1.0.0", mapping), env...)
+		}
 	}
 	must := func(command string) {
 		if r := call(command)(); r.Code != 0 {
