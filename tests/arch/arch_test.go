@@ -37,7 +37,8 @@ var imports = map[string][]string{
 		"golang.org/x/sys/unix"},
 	"modes":       {"internal/spec", "internal/plan", "internal/firewall"},
 	"sandbox":     {"internal/spec", "internal/plan", "internal/reconcile", "internal/crash", "golang.org/x/sys/unix"},
-	"cmd/sandnet": {"internal/spec", "internal/plan", "internal/reconcile", "internal/record", "internal/kernel", "modes", "sandbox", "github.com/urfave/cli/v2", "golang.org/x/sys/unix"},
+	"cmd/sandnet": {"internal/spec", "internal/plan", "internal/reconcile", "internal/record", "internal/kernel", "modes", "sandbox", "github.com/urfave/cli/v2", "golang.org/x/sys/unix",
+		"github.com/opencontainers/runtime-spec/specs-go", "github.com/containernetworking/cni/"},
 }
 
 // kernelOnly may be imported by internal/kernel alone: nobody else changes the
