@@ -35,8 +35,8 @@ var imports = map[string][]string{
 		"github.com/coreos/go-iptables/iptables", "github.com/google/nftables", "github.com/google/nftables/",
 		"github.com/mdlayher/netlink", "github.com/cilium/ebpf", "github.com/cilium/ebpf/", "github.com/songgao/water",
 		"golang.org/x/sys/unix"},
-	"modes":       {"internal/spec", "internal/plan", "internal/firewall"},
-	"sandbox":     {"internal/spec", "internal/plan", "internal/reconcile", "internal/crash", "golang.org/x/sys/unix"},
+	"modes":   {"internal/spec", "internal/plan", "internal/firewall"},
+	"sandbox": {"internal/spec", "internal/plan", "internal/reconcile", "internal/crash", "golang.org/x/sys/unix"},
 	"cmd/sandnet": {"internal/spec", "internal/plan", "internal/reconcile", "internal/record", "internal/kernel", "modes", "sandbox", "github.com/urfave/cli/v2", "golang.org/x/sys/unix",
 		"github.com/opencontainers/runtime-spec/specs-go", "github.com/containernetworking/cni/"},
 }
