@@ -89,7 +89,7 @@ func (p *program) hookCreate(c *cli.Context) error {
 	if !asked {
 		return nil
 	}
-	s, err := containerSpec(options, state)
+	s, err := containerSpec(options, state, config.Hostname)
 	if err != nil {
 		return err
 	}
@@ -112,7 +112,7 @@ func (p *program) hookCreate(c *cli.Context) error {
 }
 
 // containerSpec is the sandbox that a container asks for.
-func containerSpec(o spec.SandboxOptions, state specs.State) (spec.Sandbox, error) {
+func containerSpec(o spec.SandboxOptions, state specs.State, hostname string) (spec.Sandbox, error) {
 	if o.Name == "" {
 		o.Name = state.ID
 		if spec.CheckName("", o.Name) != nil {
@@ -122,6 +122,9 @@ func containerSpec(o spec.SandboxOptions, state specs.State) (spec.Sandbox, erro
 	s, err := o.Parse()
 	if err != nil {
 		return s, err
+	}
+	if s.Mode == spec.ModeBridge && spec.CheckHostname(hostname) == nil {
+		s.Hostname = hostname // the runtime sets it; /etc/hosts has to know it
 	}
 	s.ID = sandbox.ContainerID(spec.SourceOCI, state.ID)
 	s.Source, s.Container, s.PID = spec.SourceOCI, state.ID, state.Pid
@@ -143,6 +146,7 @@ func (p *program) hookStop(c *cli.Context) error {
 
 // bundleConfig is what sandnet reads of a bundle's config.json.
 type bundleConfig struct {
+	Hostname    string            `json:"hostname"`
 	Annotations map[string]string `json:"annotations"`
 	Root        struct {
 		Path string `json:"path"`

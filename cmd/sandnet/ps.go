@@ -61,12 +61,20 @@ func (p *program) ps(c *cli.Context) error {
 	case f == "json":
 		return p.printJSON(views)
 	}
-	rows := [][]string{{"SANDBOX ID", "NAME", "NETWORK", "ADDRESSES", "PORTS", "STATUS", "CREATED"}}
+	rows := [][]string{{"SANDBOX ID", "NAME", "NETWORK", "ADDRESSES", "PORTS", "STATUS", "CREATED", "SOURCE"}}
 	now := time.Now()
 	for _, v := range views {
-		rows = append(rows, []string{id(v.ID), v.Name, v.Mode, addresses(v.Endpoints), publications(v), v.Status, ago(now.Sub(v.Created))})
+		rows = append(rows, []string{id(v.ID), v.Name, v.Mode, addresses(v.Endpoints), publications(v), v.Status, ago(now.Sub(v.Created)), source(v, id)})
 	}
 	return p.printTable(rows)
+}
+
+// source is who asked for the sandbox, and the container it is for.
+func source(v sandbox.View, id func(string) string) string {
+	if v.Container == "" {
+		return string(v.Source)
+	}
+	return string(v.Source) + " " + id(v.Container)
 }
 
 func addresses(endpoints []spec.Endpoint) string {
