@@ -139,10 +139,19 @@ func Publish(p spec.Port, to netip.Addr) []plan.Object {
 		key, set = p.HostIP.String()+" . "+key, mapPortsOn
 	}
 	return []plan.Object{
-		plan.HostPort{Proto: string(p.Proto), IP: p.HostIP, Port: p.HostPort},
+		plan.HostPort{Proto: string(p.Proto), IP: p.HostIP, Port: p.HostPort, To: onLoopback6(p, to)},
 		element(set, key, fmt.Sprintf("%s . %d", to, p.Port)),
 		element(setSelf, fmt.Sprintf("%s . %s", to, to), ""),
 	}
+}
+
+// onLoopback6 is where [::1]:HOSTPORT goes, which no rule can translate: the
+// kernel drops the answers. SCTP has no other way there.
+func onLoopback6(p spec.Port, to netip.Addr) netip.AddrPort {
+	if p.Proto == spec.SCTP || !p.HostIP.IsUnspecified() && p.HostIP != netip.IPv6Loopback() {
+		return netip.AddrPort{}
+	}
+	return netip.AddrPortFrom(to, p.Port)
 }
 
 // AcceptIn plans the one rule by which a foreign iptables chain that ends in

@@ -55,6 +55,37 @@ func TestGolden(t *testing.T) {
 	}
 }
 
+// TestLoopback6 has [::1] answered where it belongs to what is published, and
+// the kernel can translate it.
+func TestLoopback6(t *testing.T) {
+	to4, to6 := netip.MustParseAddr("172.30.0.2"), netip.MustParseAddr("fd00::2")
+	for _, c := range []struct {
+		hostIP string
+		proto  spec.Proto
+		to     netip.Addr
+		want   string
+	}{
+		{"0.0.0.0", spec.TCP, to4, "172.30.0.2:80"},
+		{"0.0.0.0", spec.UDP, to4, "172.30.0.2:80"},
+		{"::", spec.TCP, to6, "[fd00::2]:80"},
+		{"::1", spec.UDP, to6, "[fd00::2]:80"},
+		{"0.0.0.0", spec.SCTP, to4, ""},
+		{"127.0.0.1", spec.TCP, to4, ""},
+		{"192.0.2.1", spec.TCP, to4, ""},
+		{"2001:db8::1", spec.TCP, to6, ""},
+	} {
+		var got string
+		for _, o := range Publish(spec.Port{HostIP: netip.MustParseAddr(c.hostIP), HostPort: 8080, Port: 80, Proto: c.proto}, c.to) {
+			if p, ok := o.(plan.HostPort); ok && p.To.IsValid() {
+				got = p.To.String()
+			}
+		}
+		if got != c.want {
+			t.Errorf("%s %s: [::1] goes to %q, want %q", c.hostIP, c.proto, got, c.want)
+		}
+	}
+}
+
 // TestKeys checks that nothing in one host's plans hides something else: equal
 // keys must mean equal objects.
 func TestKeys(t *testing.T) {

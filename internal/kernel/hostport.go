@@ -1,37 +1,37 @@
 package kernel
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"slices"
 
-	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"github.com/sandnet/sandnet/internal/crash"
 	"github.com/sandnet/sandnet/internal/plan"
 )
 
-// Host ports are reserved by two BPF programs on the root cgroup (see
-// hostport_bpf.go) that refuse bind(2) for what is in one machine-wide map.
-// No process holds anything and nothing is pinned: the cgroup holds the
-// programs, they hold the map, and all go when the last reservation does.
+// Host ports are reserved by two BPF programs on the root cgroup that refuse
+// bind(2) for what is in one machine-wide map; four more translate [::1]:PORT,
+// which nftables cannot (hostport_prog.go has the programs, hostport_hooks.go
+// attaches them). No process holds anything and nothing is pinned: the cgroup
+// holds the programs, they hold the map, and all go with the last reservation.
 //
 // A network namespace is known by its cookie, which is never used twice. When
-// one disappears with reservations, these can hit nobody any more, but cannot
-// be told from live ones either: they stay until reboot, 160 bytes each.
+// one disappears with reservations, these can hit nobody any more; sweep
+// removes them.
 //
-// SCTP has a bind(2) of its own that the kernel does not offer to BPF:
-// its reservations are recorded, but not enforced.
+// SCTP has a bind(2) and a connect(2) of its own that the kernel does not offer
+// to BPF on cgroups: its reservations are recorded, but not enforced.
 
 // maxPortAddrs is how many addresses can be reserved on one port.
 const maxPortAddrs = 8
 
-// portKey and portValue are the map's entries, as the programs read them. Port
-// is in network order in the first two bytes, as in struct bpf_sock_addr.
+// portKey and portValue are the map's entries, as the programs read them.
+// Ports are as in struct bpf_sock_addr: in network order in the first two bytes.
 type portKey struct {
 	Cookie uint64
 	Port   uint32
@@ -39,40 +39,119 @@ type portKey struct {
 }
 
 type portValue struct {
-	N     uint32
-	_     uint32
-	Addrs [maxPortAddrs][16]byte // IPv4 as ::ffff:a.b.c.d
+	N uint32
+	// Netns is the inode number of the namespace: with the cookie, it makes the
+	// file handle by which sweep asks whether there still is such a namespace.
+	Netns uint32
+	// LoFlags, LoPort and LoAddr are what ::1 translates to, worked out from the
+	// slots; LoPort is 0 if nothing does.
+	LoFlags uint32
+	LoPort  uint32
+	LoAddr  [16]byte
+	Slots   [maxPortAddrs]portSlot
 }
 
-func (v *portValue) index(a [16]byte) int { return slices.Index(v.Addrs[:v.N], a) }
+// portSlot is one reserved address, and its target. IPv4 is ::ffff:a.b.c.d.
+type portSlot struct {
+	Addr   [16]byte
+	To     [16]byte
+	ToPort uint32
+	_      uint32
+}
 
-// add reports whether a is new.
-func (v *portValue) add(a [16]byte) (bool, error) {
-	if v.index(a) >= 0 {
+// Bits of LoFlags.
+const (
+	loIPv4   = 1 << iota // LoAddr is an IPv4 address
+	loShared             // ::1 itself is not reserved: a server that was there before goes on
+)
+
+func (v *portValue) index(addr [16]byte) int {
+	return slices.IndexFunc(v.Slots[:v.N], func(s portSlot) bool { return s.Addr == addr })
+}
+
+// put reports whether it had to change something.
+func (v *portValue) put(s portSlot) (bool, error) {
+	i := v.index(s.Addr)
+	switch {
+	case i >= 0 && v.Slots[i] == s:
 		return false, nil
-	}
-	if v.N == maxPortAddrs {
+	case i < 0 && v.N == maxPortAddrs:
 		return false, fmt.Errorf("%d addresses are reserved on this port already", maxPortAddrs)
+	case i < 0:
+		i = int(v.N)
+		v.N++
 	}
-	v.Addrs[v.N] = a
-	v.N++
+	v.Slots[i] = s
+	v.aim()
 	return true, nil
 }
 
-func (v *portValue) remove(a [16]byte) bool {
-	i := v.index(a)
+func (v *portValue) remove(addr [16]byte) bool {
+	i := v.index(addr)
 	if i < 0 {
 		return false
 	}
 	v.N--
-	v.Addrs[i], v.Addrs[v.N] = v.Addrs[v.N], [16]byte{}
+	v.Slots[i], v.Slots[v.N] = v.Slots[v.N], portSlot{}
+	v.aim()
 	return true
+}
+
+// aim works out where ::1 goes: the reservation that says most about it decides.
+func (v *portValue) aim() {
+	v.LoFlags, v.LoPort, v.LoAddr = 0, 0, [16]byte{}
+	for _, addr := range []netip.Addr{netip.IPv6Loopback(), netip.IPv6Unspecified(), netip.IPv4Unspecified()} {
+		i := v.index(addr.As16())
+		if i < 0 {
+			continue
+		}
+		s := v.Slots[i]
+		v.LoPort, v.LoAddr = s.ToPort, s.To
+		if netip.AddrFrom16(s.To).Is4In6() {
+			v.LoFlags |= loIPv4
+		}
+		if addr.Is4() {
+			v.LoFlags |= loShared
+		}
+		return
+	}
+}
+
+// wirePort is a port as struct bpf_sock_addr has it.
+func wirePort(port uint16) uint32 {
+	return uint32(binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, port)))
+}
+
+func hostOrder(wire uint32) uint16 {
+	return binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, uint16(wire)))
 }
 
 func keyOf(cookie uint64, p plan.HostPort) (portKey, error) {
 	proto, err := protoNumber(p.Proto)
-	wire := binary.BigEndian.AppendUint16(nil, p.Port)
-	return portKey{cookie, uint32(binary.NativeEndian.Uint16(wire)), proto}, err
+	if err != nil {
+		return portKey{}, fmt.Errorf("%s: %w", p.Key(), err)
+	}
+	return portKey{cookie, wirePort(p.Port), proto}, nil
+}
+
+func slotOf(p plan.HostPort) portSlot {
+	s := portSlot{Addr: p.IP.As16()}
+	if p.To.IsValid() {
+		s.To, s.ToPort = p.To.Addr().As16(), wirePort(p.To.Port())
+	}
+	return s
+}
+
+func (k portKey) hostPort(s portSlot) plan.HostPort {
+	p := plan.HostPort{Proto: formatProto([]byte{byte(k.Proto)}), IP: netip.AddrFrom16(s.Addr).Unmap(), Port: hostOrder(k.Port)}
+	if s.ToPort != 0 {
+		p.To = netip.AddrPortFrom(netip.AddrFrom16(s.To).Unmap(), hostOrder(s.ToPort))
+	}
+	return p
+}
+
+func (k portKey) String() string {
+	return fmt.Sprintf("%s port %d", formatProto([]byte{byte(k.Proto)}), hostOrder(k.Port))
 }
 
 func protoNumber(name string) (uint32, error) {
@@ -83,146 +162,156 @@ func protoNumber(name string) (uint32, error) {
 	return uint32(b[0]), nil
 }
 
-// ensureHostPorts reserves ports in the calling thread's namespace.
-func ensureHostPorts(ports []plan.HostPort) (changed int, err error) {
+// portGuard keeps host ports. All who share a map must share the lock.
+type portGuard struct {
+	cgroup string // the directory of the cgroup; empty for the root of its hierarchy
+	lock   string // a file of root's that exists while somebody holds the lock
+	bpf    bpfCall
+}
+
+// machinePorts is the guard of all hosts on the machine, whatever their root.
+func machinePorts() portGuard { return portGuard{lock: "/run/sandnet-ports.lock", bpf: sysBPF} }
+
+// checkHostPorts returns those of ports that are not reserved in the calling
+// thread's namespace as they should be: all, if the programs are not attached.
+func checkHostPorts(ports []plan.HostPort) (missing []plan.HostPort, err error) {
+	return machinePorts().check(ports)
+}
+
+// ensure reserves ports in the calling thread's namespace. It attaches what is
+// missing of the programs, so that a map which somebody has dropped with them
+// fills again as each owner of ports is ensured.
+func (g portGuard) ensure(ctx context.Context, ports []plan.HostPort) (changed int, err error) {
 	if len(ports) == 0 {
 		return 0, nil
 	}
-	cookie, err := netnsCookie()
+	cookie, inode, err := netnsIdentity()
 	if err != nil {
 		return 0, err
 	}
 	var keys []portKey
 	var values []portValue
 	at := map[portKey]int{}
+	need := scopeBind
 	for _, p := range ports {
 		key, err := keyOf(cookie, p)
 		if err != nil {
-			return 0, fmt.Errorf("%s: %w", p.Key(), err)
+			return 0, err
 		}
 		i, ok := at[key]
 		if !ok {
 			i = len(keys)
 			at[key] = i
-			keys, values = append(keys, key), append(values, portValue{})
+			keys, values = append(keys, key), append(values, portValue{Netns: inode})
 		}
-		if _, err := values[i].add(p.IP.As16()); err != nil {
+		if _, err := values[i].put(slotOf(p)); err != nil {
 			return 0, fmt.Errorf("%s: %w", p.Key(), err)
 		}
+		need = max(need, scopeOf(p))
 	}
-	h, err := openHooks()
+	unlock, err := g.hold(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer unlock()
+	h, err := g.open()
 	if err != nil {
 		return 0, err
 	}
 	defer h.close()
-	m, err := h.attached()
-	if err != nil {
+	if err := h.attach(need); err != nil {
 		return 0, err
 	}
-	defer m.Close()
 	for i, key := range keys {
-		n, err := reserve(m, key, values[i])
+		n, err := h.reserve(key, values[i])
 		changed += n
 		if err != nil {
-			return changed, fmt.Errorf("reserve %s: %w", portName(key), err)
+			return changed, fmt.Errorf("reserve %s: %w", key, err)
 		}
 	}
 	return changed, nil
 }
 
-// reserve adds a value under a key that is usually new.
-func reserve(m *ebpf.Map, key portKey, v portValue) (added int, err error) {
+// reserve adds an entry whose key is usually new.
+func (h *hooks) reserve(key portKey, v portValue) (changed int, err error) {
 	crash.Point("host port add")
-	err = m.Update(key, v, ebpf.UpdateNoExist)
-	if errors.Is(err, ebpf.ErrKeyExist) {
-		return merge(m, key, v)
+	err = h.ports.update(key, v, unix.BPF_NOEXIST)
+	if errors.Is(err, unix.E2BIG) { // full
+		n, sweepErr := h.sweep()
+		switch {
+		case sweepErr != nil:
+			return 0, sweepErr
+		case n == 0:
+			return 0, fmt.Errorf("%d ports are reserved on this machine: %w", maxHostPorts, err)
+		}
+		err = h.ports.update(key, v, unix.BPF_NOEXIST)
+	}
+	if errors.Is(err, unix.EEXIST) {
+		return h.merge(key, v)
 	}
 	return int(v.N), err
 }
 
 // merge adds to an existing entry what it lacks of v.
-func merge(m *ebpf.Map, key portKey, v portValue) (added int, err error) {
-	var have portValue
-	if err := m.Lookup(key, &have); err != nil {
+func (h *hooks) merge(key portKey, v portValue) (changed int, err error) {
+	have, err := h.ports.lookup(key)
+	if err != nil {
 		return 0, err
 	}
-	for _, a := range v.Addrs[:v.N] {
-		isNew, err := have.add(a)
+	for _, s := range v.Slots[:v.N] {
+		isNew, err := have.put(s)
 		if err != nil {
 			return 0, err
 		}
 		if isNew {
-			added++
+			changed++
 		}
 	}
-	if added == 0 {
+	if changed == 0 {
 		return 0, nil
 	}
 	crash.Point("host port update")
-	return added, m.Update(key, have, ebpf.UpdateAny)
+	return changed, h.ports.update(key, have, unix.BPF_ANY)
 }
 
-// deleteHostPorts gives ports up; those not reserved are given up already.
-func deleteHostPorts(ports []plan.HostPort) error {
+// delete gives ports up; those not reserved are given up already.
+func (g portGuard) delete(ctx context.Context, ports []plan.HostPort) error {
 	if len(ports) == 0 {
 		return nil
 	}
-	cookie, err := netnsCookie()
+	cookie, _, err := netnsIdentity()
 	if err != nil {
 		return err
 	}
-	h, err := openHooks()
+	unlock, err := g.hold(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	h, err := g.open()
 	if err != nil {
 		return err
 	}
 	defer h.close()
-	m, err := h.find()
-	if err != nil {
+	if found, err := h.find(); !found {
 		return err
 	}
-	if m == nil {
-		return nil
-	}
-	defer m.Close()
 	var errs []error
 	for _, p := range ports {
-		if err := release(m, cookie, p); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", p.Key(), err))
+		if err := h.release(cookie, p); err != nil {
+			errs = append(errs, fmt.Errorf("release %s: %w", p.Key(), err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// dropBindGuard takes the programs away unless another host on the machine, in
-// another network namespace, has ports reserved.
-func dropBindGuard() error {
-	h, err := openHooks()
-	if err != nil {
-		return err
-	}
-	defer h.close()
-	m, err := h.find()
-	if err != nil {
-		return err
-	}
-	if m != nil {
-		defer m.Close()
-		var other portKey
-		if err := m.NextKey(nil, &other); !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return err
-		}
-	}
-	return h.detach() // also of what a crash left half attached
-}
-
-func release(m *ebpf.Map, cookie uint64, p plan.HostPort) error {
+func (h *hooks) release(cookie uint64, p plan.HostPort) error {
 	key, err := keyOf(cookie, p)
 	if err != nil {
 		return err
 	}
-	var v portValue
-	err = m.Lookup(key, &v)
-	if errors.Is(err, ebpf.ErrKeyNotExist) || err == nil && !v.remove(p.IP.As16()) {
+	v, err := h.ports.lookup(key)
+	if errors.Is(err, unix.ENOENT) || err == nil && !v.remove(p.IP.As16()) {
 		return nil
 	}
 	if err != nil {
@@ -230,108 +319,151 @@ func release(m *ebpf.Map, cookie uint64, p plan.HostPort) error {
 	}
 	crash.Point("host port delete")
 	if v.N > 0 {
-		return m.Update(key, v, ebpf.UpdateExist)
+		return h.ports.update(key, v, unix.BPF_EXIST)
 	}
-	return m.Delete(key)
+	return h.ports.delete(key)
 }
 
-// ownedHostPorts lists the reservations in the calling thread's namespace.
-func ownedHostPorts() ([]plan.HostPort, error) {
-	cookie, err := netnsCookie()
+// check is checkHostPorts. It changes nothing and takes no lock.
+func (g portGuard) check(ports []plan.HostPort) (missing []plan.HostPort, err error) {
+	if len(ports) == 0 {
+		return nil, nil
+	}
+	cookie, _, err := netnsIdentity()
 	if err != nil {
 		return nil, err
 	}
-	h, err := openHooks()
+	h, err := g.open()
 	if err != nil {
 		return nil, err
 	}
 	defer h.close()
-	m, err := h.find()
-	if m == nil {
+	works, err := h.look()
+	if err != nil {
 		return nil, err
 	}
-	defer m.Close()
-	var ports []plan.HostPort
-	var key portKey
-	var v portValue
-	for all := m.Iterate(); ; {
-		if !all.Next(&key, &v) {
-			return ports, all.Err()
+	for _, p := range ports {
+		key, err := keyOf(cookie, p)
+		if err != nil {
+			return nil, err
 		}
+		if works >= scopeOf(p) {
+			v, err := h.ports.lookup(key)
+			if err != nil && !errors.Is(err, unix.ENOENT) {
+				return nil, fmt.Errorf("look for %s: %w", p.Key(), err)
+			}
+			if i := v.index(p.IP.As16()); i >= 0 && v.Slots[i] == slotOf(p) {
+				continue
+			}
+		}
+		missing = append(missing, p)
+	}
+	return missing, nil
+}
+
+// owned lists the reservations in the calling thread's namespace.
+func (g portGuard) owned() ([]plan.HostPort, error) {
+	cookie, _, err := netnsIdentity()
+	if err != nil {
+		return nil, err
+	}
+	h, err := g.open()
+	if err != nil {
+		return nil, err
+	}
+	defer h.close()
+	if found, err := h.find(); !found {
+		return nil, err
+	}
+	keys, err := h.ports.keys()
+	var ports []plan.HostPort
+	for _, key := range keys {
 		if key.Cookie != cookie {
 			continue
 		}
-		for _, a := range v.Addrs[:v.N] {
-			ports = append(ports, plan.HostPort{
-				Proto: formatProto([]byte{byte(key.Proto)}), IP: netip.AddrFrom16(a).Unmap(), Port: key.port(),
-			})
+		v, err := h.ports.lookup(key)
+		if err != nil {
+			continue // given up since
+		}
+		for _, s := range v.Slots[:v.N] {
+			ports = append(ports, key.hostPort(s))
 		}
 	}
+	return ports, err
 }
 
-func (k portKey) port() uint16 {
-	return binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, uint16(k.Port)))
-}
-
-func portName(k portKey) string {
-	return fmt.Sprintf("%s port %d", formatProto([]byte{byte(k.Proto)}), k.port())
-}
-
-// netnsCookie identifies the calling thread's network namespace.
-func netnsCookie() (uint64, error) {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+// drop takes the programs away unless another host on the machine, in another
+// network namespace, has ports reserved.
+func (g portGuard) drop(ctx context.Context) error {
+	unlock, err := g.hold(ctx)
 	if err != nil {
-		return 0, os.NewSyscallError("socket", err)
+		return err
 	}
-	defer unix.Close(fd)
-	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	defer unlock()
+	h, err := g.open()
 	if err != nil {
-		return 0, fmt.Errorf("kernel lacks network namespace cookies (Linux 5.14): %w", err)
+		return err
 	}
-	return cookie, nil
-}
-
-// ProbePort binds a host port as a server would, and keeps it until release is
-// called: an error of EADDRINUSE says that it is taken, by a process or by a
-// reservation; EADDRNOTAVAIL that the host does not have the address. Held
-// until the reservation stands, it leaves no gap for others.
-func ProbePort(proto string, ip netip.Addr, port uint16) (release func(), err error) {
-	number, err := protoNumber(proto)
+	defer h.close()
+	found, err := h.find()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	what := netip.AddrPortFrom(ip, port).String() + "/" + proto
-	family, sockType := unix.AF_INET, unix.SOCK_STREAM
-	var addr unix.Sockaddr
-	if ip = ip.Unmap(); ip.Is4() {
-		addr = &unix.SockaddrInet4{Port: int(port), Addr: ip.As4()}
-	} else {
-		family, addr = unix.AF_INET6, &unix.SockaddrInet6{Port: int(port), Addr: ip.As16()}
-	}
-	if number == unix.IPPROTO_UDP {
-		sockType = unix.SOCK_DGRAM
-	}
-	fd, err := unix.Socket(family, sockType|unix.SOCK_CLOEXEC, int(number))
-	if number == unix.IPPROTO_SCTP && (errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.ESOCKTNOSUPPORT)) {
-		return func() {}, nil // without SCTP on the host nobody can hold the port
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", what, os.NewSyscallError("socket", err))
-	}
-	if family == unix.AF_INET6 {
-		_ = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
-	}
-	err = unix.Bind(fd, addr)
-	if errors.Is(err, unix.EADDRINUSE) && number == unix.IPPROTO_TCP {
-		// Connections in TIME_WAIT hold nobody up but a bind without this option;
-		// a listener holds it up with it, too.
-		if e := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); e == nil {
-			err = unix.Bind(fd, addr)
+	if found {
+		if _, err := h.sweep(); err != nil {
+			return err
+		}
+		if keys, err := h.ports.keys(); err != nil || len(keys) > 0 {
+			return err
 		}
 	}
+	return h.detach() // also of what a crash left half attached
+}
+
+// forgetDead removes the reservations of namespaces that are gone.
+func (g portGuard) forgetDead(ctx context.Context) (removed int, err error) {
+	unlock, err := g.hold(ctx)
 	if err != nil {
-		unix.Close(fd)
-		return nil, fmt.Errorf("%s: %w", what, os.NewSyscallError("bind", err))
+		return 0, err
 	}
-	return func() { unix.Close(fd) }, nil
+	defer unlock()
+	h, err := g.open()
+	if err != nil {
+		return 0, err
+	}
+	defer h.close()
+	if found, err := h.find(); !found {
+		return 0, err
+	}
+	return h.sweep()
+}
+
+// sweep removes the entries of namespaces that are gone, where the kernel can
+// tell: since Linux 6.18, and to root of the machine, not of a container.
+func (h *hooks) sweep() (removed int, err error) {
+	keys, err := h.ports.keys()
+	if err != nil || len(keys) == 0 || !seesAllNamespaces() {
+		return 0, err
+	}
+	dead := map[uint64]bool{}
+	for _, key := range keys {
+		gone, known := dead[key.Cookie]
+		if !known {
+			v, err := h.ports.lookup(key)
+			if err != nil {
+				continue // given up since
+			}
+			gone = netnsGone(key.Cookie, v.Netns)
+			dead[key.Cookie] = gone
+		}
+		if !gone {
+			continue
+		}
+		crash.Point("host port sweep")
+		if err := h.ports.delete(key); err != nil && !errors.Is(err, unix.ENOENT) {
+			return removed, fmt.Errorf("release %s of a namespace that is gone: %w", key, err)
+		}
+		removed++
+	}
+	return removed, nil
 }

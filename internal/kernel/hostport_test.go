@@ -1,17 +1,16 @@
 package kernel
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
-	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"github.com/sandnet/sandnet/internal/plan"
@@ -21,24 +20,65 @@ func hostPort(proto, ip string, port uint16) plan.HostPort {
 	return plan.HostPort{Proto: proto, IP: netip.MustParseAddr(ip), Port: port}
 }
 
-// portNetns is a namespace with a few addresses to bind to.
-func portNetns(t testing.TB) {
+// portNetns is a namespace with a few addresses to bind to, and a guard of its
+// own: this process moves to a cgroup for the time of the test, so that nobody
+// else on the machine has to do with it.
+func portNetns(t testing.TB) portGuard {
 	ownNetns(t)
 	output(t, "ip", "link", "set", "lo", "up")
 	output(t, "ip", "addr", "add", "192.0.2.1/32", "dev", "lo")
 	output(t, "ip", "addr", "add", "2001:db8::1/128", "dev", "lo", "nodad")
+	return portGuard{cgroup: ownCgroup(t), lock: filepath.Join(t.TempDir(), "lock"), bpf: sysBPF}
 }
 
-func mustEnsurePorts(t testing.TB, want int, ports ...plan.HostPort) {
+// ownCgroup moves this process, and the children it will have, to a new cgroup
+// below its own, and back at the end.
+func ownCgroup(t testing.TB) (dir string) {
 	t.Helper()
-	if changed, err := ensureHostPorts(ports); err != nil || changed != want {
+	root, err := openCgroup("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	base := fmt.Sprintf("/proc/self/fd/%d", root.Fd())
+	self, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, path, found := strings.Cut("\n"+string(self), "\n0::")
+	if !found {
+		t.Fatalf("this process is in no cgroup2: %s", self)
+	}
+	path, _, _ = strings.Cut(path, "\n")
+	home := filepath.Join(base, path)
+	move := func(dir string) {
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte("0"), 0); err != nil {
+			t.Error(err)
+		}
+	}
+	if dir, err = os.MkdirTemp(base, "sandnet-test-"); err != nil {
+		t.Fatal(err)
+	}
+	move(dir)
+	t.Cleanup(func() {
+		move(home)
+		if err := os.Remove(dir); err != nil {
+			t.Error(err)
+		}
+		root.Close()
+	})
+	return dir
+}
+
+func mustEnsurePorts(t testing.TB, g portGuard, want int, ports ...plan.HostPort) {
+	t.Helper()
+	if changed, err := g.ensure(context.Background(), ports); err != nil || changed != want {
 		t.Fatalf("ensure: changed %d, %v; want %d", changed, err, want)
 	}
 }
 
-func mustDeletePorts(t testing.TB, ports ...plan.HostPort) {
+func mustDeletePorts(t testing.TB, g portGuard, ports ...plan.HostPort) {
 	t.Helper()
-	if err := deleteHostPorts(ports); err != nil {
+	if err := g.delete(context.Background(), ports); err != nil {
 		t.Fatalf("delete: %v", err)
 	}
 }
@@ -93,10 +133,10 @@ func TestHostPortConflicts(t *testing.T) {
 		{"::1", "0.0.0.0", free},
 	} {
 		t.Run(c.reserved+" "+c.bind, func(t *testing.T) {
-			portNetns(t)
+			g := portNetns(t)
 			p := hostPort("tcp", c.reserved, 7001)
-			mustEnsurePorts(t, 1, p)
-			defer mustDeletePorts(t, p)
+			mustEnsurePorts(t, g, 1, p)
+			defer mustDeletePorts(t, g, p)
 			b := hostPort("tcp", "0.0.0.0", 7001)
 			b.IP = netip.MustParseAddr(c.bind)
 			err := bindable(t, b)
@@ -122,10 +162,10 @@ func TestHostPortConflicts(t *testing.T) {
 // TestHostPortWithoutProcess sees a process refused that knows nothing of us,
 // and one in another namespace served.
 func TestHostPortWithoutProcess(t *testing.T) {
-	portNetns(t)
+	g := portNetns(t)
 	p := hostPort("tcp", "0.0.0.0", 7003)
-	mustEnsurePorts(t, 1, p)
-	defer mustDeletePorts(t, p)
+	mustEnsurePorts(t, g, 1, p)
+	defer mustDeletePorts(t, g, p)
 	// Every Debian has this much of Perl.
 	script := `socket(S, PF_INET, SOCK_STREAM, 0) && bind(S, sockaddr_in(7003, INADDR_ANY)) or die "$!\n"`
 	out, err := exec.Command("perl", "-MSocket", "-e", script).CombinedOutput()
@@ -136,14 +176,14 @@ func TestHostPortWithoutProcess(t *testing.T) {
 }
 
 func TestHostPortIdempotent(t *testing.T) {
-	portNetns(t)
+	g := portNetns(t)
 	ports := []plan.HostPort{
 		hostPort("tcp", "0.0.0.0", 7004), hostPort("udp", "0.0.0.0", 7004), hostPort("sctp", "0.0.0.0", 7004),
 		hostPort("tcp", "127.0.0.1", 7005), hostPort("tcp", "192.0.2.1", 7005), hostPort("tcp", "::1", 7005),
 	}
-	mustEnsurePorts(t, 6, ports...)
-	mustEnsurePorts(t, 0, ports...)
-	owned, err := ownedHostPorts()
+	mustEnsurePorts(t, g, 6, ports...)
+	mustEnsurePorts(t, g, 0, ports...)
+	owned, err := g.owned()
 	if err != nil || len(owned) != 6 {
 		t.Errorf("owned %v, %v", owned, err)
 	}
@@ -152,17 +192,17 @@ func TestHostPortIdempotent(t *testing.T) {
 			t.Errorf("not owned: %s", p.Key())
 		}
 	}
-	mustDeletePorts(t, ports[3], ports[0])
-	mustDeletePorts(t, ports[3], ports[0])
-	if owned, _ := ownedHostPorts(); len(owned) != 4 || !contains(owned, ports[4]) || !contains(owned, ports[5]) {
+	mustDeletePorts(t, g, ports[3], ports[0])
+	mustDeletePorts(t, g, ports[3], ports[0])
+	if owned, _ := g.owned(); len(owned) != 4 || !contains(owned, ports[4]) || !contains(owned, ports[5]) {
 		t.Errorf("after deletion: %v", owned)
 	}
 	if err := bindable(t, ports[3]); err != nil {
 		t.Errorf("bind of a released address: %v", err)
 	}
-	mustEnsurePorts(t, 2, ports...)
-	mustDeletePorts(t, ports...)
-	if owned, err := ownedHostPorts(); err != nil || len(owned) != 0 {
+	mustEnsurePorts(t, g, 2, ports...)
+	mustDeletePorts(t, g, ports...)
+	if owned, err := g.owned(); err != nil || len(owned) != 0 {
 		t.Errorf("owned at last %v, %v", owned, err)
 	}
 }
@@ -177,89 +217,23 @@ func contains(ports []plan.HostPort, p plan.HostPort) bool {
 }
 
 func TestHostPortTooManyAddresses(t *testing.T) {
-	portNetns(t)
+	g := portNetns(t)
 	var ports []plan.HostPort
 	for i := range maxPortAddrs {
 		ports = append(ports, hostPort("tcp", fmt.Sprintf("127.0.0.%d", i+1), 7006))
 	}
-	mustEnsurePorts(t, maxPortAddrs, ports...)
-	defer mustDeletePorts(t, ports...)
+	mustEnsurePorts(t, g, maxPortAddrs, ports...)
+	defer mustDeletePorts(t, g, ports...)
 	if err := bindable(t, ports[maxPortAddrs-1]); !errors.Is(err, unix.EADDRINUSE) {
 		t.Errorf("bind to the last address: %v", err)
 	}
-	if _, err := ensureHostPorts([]plan.HostPort{hostPort("tcp", "192.0.2.1", 7006)}); err == nil {
+	if _, err := g.ensure(t.Context(), []plan.HostPort{hostPort("tcp", "192.0.2.1", 7006)}); err == nil {
 		t.Error("one address more was reserved")
 	}
 }
 
-// TestHostPortHalfAttached mends what a crash between the two programs leaves.
-func TestHostPortHalfAttached(t *testing.T) {
-	portNetns(t)
-	p := hostPort("tcp", "::", 7007)
-	mustEnsurePorts(t, 1, p)
-	h, err := openHooks()
-	if err != nil {
-		t.Fatal(err)
-	}
-	progs, err := h.programs(ebpf.AttachCGroupInet4Bind, bind4ProgName)
-	if err != nil || len(progs) != 1 {
-		t.Fatal(progs, err)
-	}
-	err = link.RawDetachProgram(link.RawDetachProgramOptions{
-		Target: int(h.cgroup.Fd()), Program: progs[0], Attach: ebpf.AttachCGroupInet4Bind,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	closeAll(progs)
-	h.close()
-	mustEnsurePorts(t, 1, p)
-	if err := bindable(t, p); !errors.Is(err, unix.EADDRINUSE) {
-		t.Errorf("bind: %v", err)
-	}
-	mustDeletePorts(t, p)
-	if err := bindable(t, p); err != nil {
-		t.Errorf("bind after the deletion: %v", err)
-	}
-	if err := dropBindGuard(); err != nil {
-		t.Fatal(err)
-	}
-	if h, err = openHooks(); err != nil {
-		t.Fatal(err)
-	}
-	defer h.close()
-	if m, err := h.find(); err != nil || m != nil {
-		return // other hosts on this machine have ports
-	}
-	if progs, err := h.programs(ebpf.AttachCGroupInet6Bind, bind6ProgName); err != nil || len(progs) != 0 {
-		t.Errorf("left behind: %v, %v", progs, err)
-	}
-}
-
-// TestHostPortOldKernel has the verifier read the programs for kernels that
-// cannot choose the error.
-func TestHostPortOldKernel(t *testing.T) {
-	ownNetns(t)
-	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Hash, KeySize: 16, ValueSize: 136, MaxEntries: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer m.Close()
-	for at, code := range map[ebpf.AttachType]asm.Instructions{
-		ebpf.AttachCGroupInet4Bind: bind4Program(m, false),
-		ebpf.AttachCGroupInet6Bind: bind6Program(m, false),
-	} {
-		p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.CGroupSockAddr, AttachType: at, Instructions: code})
-		if err != nil {
-			t.Errorf("%s: %v", at, err)
-			continue
-		}
-		p.Close()
-	}
-}
-
 func TestProbePort(t *testing.T) {
-	portNetns(t)
+	g := portNetns(t)
 	for _, proto := range []string{"tcp", "udp"} {
 		p := hostPort(proto, "0.0.0.0", 7008)
 		release, err := ProbePort(p.Proto, p.IP, p.Port)
@@ -272,12 +246,12 @@ func TestProbePort(t *testing.T) {
 		if _, err := ProbePort(p.Proto, p.IP, p.Port); !errors.Is(err, unix.EADDRINUSE) {
 			t.Errorf("second probe: %v", err)
 		}
-		mustEnsurePorts(t, 1, p)
+		mustEnsurePorts(t, g, 1, p)
 		release()
 		if _, err := ProbePort(p.Proto, p.IP, p.Port); !errors.Is(err, unix.EADDRINUSE) {
 			t.Errorf("probe of a reserved port: %v", err)
 		}
-		mustDeletePorts(t, p)
+		mustDeletePorts(t, g, p)
 		release, err = ProbePort(p.Proto, p.IP, p.Port)
 		if err != nil {
 			t.Errorf("probe after the reservation: %v", err)
@@ -296,34 +270,10 @@ func TestProbePort(t *testing.T) {
 	}
 }
 
-// TestHostPortDetachedCgroup reserves where no cgroup2 is mounted.
-func TestHostPortDetachedCgroup(t *testing.T) {
-	portNetns(t)
-	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		t.Fatal(err)
-	}
-	p := hostPort("tcp", "127.0.0.1", 7009)
-	mustEnsurePorts(t, 1, p)
-	if err := unix.Mount("none", "/sys/fs/cgroup", "tmpfs", 0, ""); err != nil {
-		t.Fatal(err)
-	}
-	if entries, err := os.ReadDir("/sys/fs/cgroup"); err != nil || len(entries) != 0 {
-		t.Fatal("the cgroups still show")
-	}
-	mustEnsurePorts(t, 0, p)
-	mustDeletePorts(t, p)
-	if err := bindable(t, p); err != nil {
-		t.Error(err)
-	}
-}
-
 func BenchmarkHostPorts(b *testing.B) {
-	portNetns(b)
+	g := portNetns(b)
 	keep := hostPort("tcp", "0.0.0.0", 6999) // another sandbox's: the programs are there
-	mustEnsurePorts(b, 1, keep)
+	mustEnsurePorts(b, g, 1, keep)
 	for _, n := range []int{1, 100} {
 		var ports []plan.HostPort
 		for i := range n {
@@ -331,27 +281,27 @@ func BenchmarkHostPorts(b *testing.B) {
 		}
 		b.Run(fmt.Sprintf("ensure=%d", n), func(b *testing.B) {
 			for b.Loop() {
-				mustEnsurePorts(b, n, ports...)
+				mustEnsurePorts(b, g, n, ports...)
 				b.StopTimer()
-				mustDeletePorts(b, ports...)
+				mustDeletePorts(b, g, ports...)
 				b.StartTimer()
 			}
 		})
 		b.Run(fmt.Sprintf("delete=%d", n), func(b *testing.B) {
 			for b.Loop() {
 				b.StopTimer()
-				mustEnsurePorts(b, n, ports...)
+				mustEnsurePorts(b, g, n, ports...)
 				b.StartTimer()
-				mustDeletePorts(b, ports...)
+				mustDeletePorts(b, g, ports...)
 			}
 		})
 	}
-	mustDeletePorts(b, keep)
+	mustDeletePorts(b, g, keep)
 	b.Run("attach and detach", func(b *testing.B) {
 		for b.Loop() {
-			mustEnsurePorts(b, 1, keep)
-			mustDeletePorts(b, keep)
-			if err := dropBindGuard(); err != nil {
+			mustEnsurePorts(b, g, 1, keep)
+			mustDeletePorts(b, g, keep)
+			if err := g.drop(context.Background()); err != nil {
 				b.Fatal(err)
 			}
 		}

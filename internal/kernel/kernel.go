@@ -105,7 +105,7 @@ func (k *Kernel) Ensure(ctx context.Context, objs []plan.Object) (changed int, e
 				return changed, err
 			}
 		}
-		c, err := k.ensureGroup(objs[i:i+n], &changed)
+		c, err := k.ensureGroup(ctx, objs[i:i+n], &changed)
 		changed += c
 		if err != nil {
 			return changed, err
@@ -141,12 +141,12 @@ const (
 	familyFile
 )
 
-func (k *Kernel) ensureGroup(objs []plan.Object, queued *int) (changed int, err error) {
+func (k *Kernel) ensureGroup(ctx context.Context, objs []plan.Object, queued *int) (changed int, err error) {
 	switch family(objs[0]) {
 	case familyNft:
 		return ensureNft(objs)
 	case familyPort:
-		return ensureHostPorts(only[plan.HostPort](objs))
+		return machinePorts().ensure(ctx, only[plan.HostPort](objs))
 	case familyRule:
 		return ensureRules(only[plan.Rule](objs))
 	case familySysctl:
@@ -198,7 +198,7 @@ func only[T plan.Object](objs []plan.Object) []T {
 
 // Delete removes objs, last first. What lives in a namespace that is itself
 // being deleted goes with it.
-func (k *Kernel) Delete(_ context.Context, objs []plan.Object) error {
+func (k *Kernel) Delete(ctx context.Context, objs []plan.Object) error {
 	dying := map[string]bool{}
 	veths := map[string][]plan.Link{}
 	ends := map[[2]string]bool{} // the veths' other ends
@@ -241,15 +241,15 @@ func (k *Kernel) Delete(_ context.Context, objs []plan.Object) error {
 		case familyNft:
 			errs = append(errs, deleteNft(group))
 		case familyPort:
-			errs = append(errs, deleteHostPorts(only[plan.HostPort](group)))
+			errs = append(errs, machinePorts().delete(ctx, only[plan.HostPort](group)))
 		case familyRule:
 			errs = append(errs, deleteRules(only[plan.Rule](group)))
 		default:
 			for j := len(group) - 1; j >= 0; j-- {
 				if ns, ok := group[j].(plan.Netns); ok {
-					errs = append(errs, k.deleteNetns(ns, veths[ns.Path]))
+					errs = append(errs, k.deleteNetns(ctx, ns, veths[ns.Path]))
 				} else if !goesWith(group[j]) {
-					errs = append(errs, k.deleteOne(group[j]))
+					errs = append(errs, k.deleteOne(ctx, group[j]))
 				}
 			}
 		}
@@ -257,7 +257,7 @@ func (k *Kernel) Delete(_ context.Context, objs []plan.Object) error {
 	return errors.Join(errs...)
 }
 
-func (k *Kernel) deleteOne(o plan.Object) error {
+func (k *Kernel) deleteOne(ctx context.Context, o plan.Object) error {
 	switch o := o.(type) {
 	case plan.Link:
 		host, err := k.host()
@@ -280,7 +280,7 @@ func (k *Kernel) deleteOne(o plan.Object) error {
 	case plan.Sysctl:
 		return deleteSysctl(o)
 	case plan.BindGuard:
-		return dropBindGuard()
+		return machinePorts().drop(ctx)
 	case plan.File:
 		return deleteFile(o.Path)
 	case plan.Symlink:
@@ -303,7 +303,7 @@ func (k *Kernel) Owned(ctx context.Context) iter.Seq2[plan.Object, error] {
 		if err != nil || len(objs) == 0 {
 			return objs, err
 		}
-		ports, err := objects(ownedHostPorts())
+		ports, err := objects(machinePorts().owned())
 		if err != nil {
 			return objs, err
 		}

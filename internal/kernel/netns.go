@@ -160,7 +160,7 @@ func unpin(path string) error {
 // frees them in the background, in batches; deleting a veth takes 21 ms. Only
 // where something still holds the namespace are links, its veths' host ends,
 // deleted here.
-func (k *Kernel) deleteNetns(n plan.Netns, links []plan.Link) error {
+func (k *Kernel) deleteNetns(ctx context.Context, n plan.Netns, links []plan.Link) error {
 	held := true // by whom it was held, when it was unpinned by a removal that was killed
 	if pinned(n.Path) {
 		if n.Join == "" && !k.ours(n) {
@@ -177,7 +177,7 @@ func (k *Kernel) deleteNetns(n plan.Netns, links []plan.Link) error {
 	}
 	var errs []error
 	for _, l := range links {
-		errs = append(errs, k.deleteOne(l))
+		errs = append(errs, k.deleteOne(ctx, l))
 	}
 	return errors.Join(errs...)
 }

@@ -221,6 +221,11 @@ type HostPort struct {
 	Proto string     `json:"proto"`
 	IP    netip.Addr `json:"ip"`
 	Port  uint16     `json:"port"`
+	// To is where connections from the host to [::1]:Port go, which a firewall
+	// cannot translate: TCP and UDP, for IP ::1, :: or 0.0.0.0. Of several
+	// HostPorts the first in this order decides; for 0.0.0.0 alone, a server
+	// that the host already has on ::1 keeps its port.
+	To netip.AddrPort `json:"to,omitzero"`
 }
 
 func (HostPort) Kind() Kind { return KindHostPort }
@@ -228,8 +233,12 @@ func (h HostPort) Key() string {
 	return fmt.Sprintf("hostport %s %s", h.Proto, netip.AddrPortFrom(h.IP, h.Port))
 }
 func (h HostPort) Commands() []string {
-	return []string{fmt.Sprintf("# reserve %s %s: a BPF program on the root cgroup refuses bind(2)",
-		h.Proto, netip.AddrPortFrom(h.IP, h.Port))}
+	to := ""
+	if h.To.IsValid() {
+		to = fmt.Sprintf(", another sends [::1]:%d to %s", h.Port, h.To)
+	}
+	return []string{fmt.Sprintf("# reserve %s %s: a BPF program on the root cgroup refuses bind(2)%s",
+		h.Proto, netip.AddrPortFrom(h.IP, h.Port), to)}
 }
 
 // BindGuard is what keeps HostPorts: BPF programs that answer bind(2), attached

@@ -28,6 +28,7 @@ func every() []Object {
 		Element{Family: "inet", Table: "t", Set: Set{Name: "m", Type: "inet_proto . inet_service", Data: "ipv4_addr"}, Entry: "tcp . 80", Data: "10.1.0.2"},
 		Rule{Family: "ip6", Table: "filter", Chain: "FORWARD", Spec: []string{"-j", "ACCEPT"}},
 		HostPort{Proto: "tcp", IP: netip.IPv4Unspecified(), Port: 8080},
+		HostPort{Proto: "udp", IP: netip.IPv6Unspecified(), Port: 53, To: netip.AddrPortFrom(addr, 5353)},
 		BindGuard{},
 		File{Path: "/etc/netns/web/hosts", Content: "a 'quoted'\n\tline\n"},
 		Symlink{Path: "/run/x", Target: "web"},
@@ -47,6 +48,7 @@ func TestJSONKeepsEveryObject(t *testing.T) {
 		t.Fatal(err)
 	}
 	if d := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
+		cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b }),
 		cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); d != "" {
 		t.Error(d)
 	}

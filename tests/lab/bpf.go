@@ -37,6 +37,7 @@ func (h *Host) bpf() []string {
 	for _, at := range []ebpf.AttachType{
 		ebpf.AttachCGroupInet4Bind, ebpf.AttachCGroupInet6Bind, ebpf.AttachCGroupInetIngress, ebpf.AttachCGroupInetEgress,
 		ebpf.AttachCGroupInet4PostBind, ebpf.AttachCGroupInet6PostBind, ebpf.AttachCGroupInet4Connect, ebpf.AttachCGroupInet6Connect,
+		ebpf.AttachCGroupUDP6Sendmsg, ebpf.AttachCGroupUDP6Recvmsg, ebpf.AttachCgroupInet6GetPeername,
 	} {
 		attached, err := link.QueryPrograms(link.QueryOptions{Target: int(cgroup.Fd()), Attach: at})
 		if err != nil {
@@ -78,6 +79,10 @@ func ourProgram(id ebpf.ProgramID, cookie uint64, entries map[string]bool) (name
 	for _, id := range ids {
 		m, err := ebpf.NewMapFromID(id)
 		if err != nil {
+			continue
+		}
+		if m.Type() != ebpf.Hash { // the other is kept with sockets, and goes with them
+			m.Close()
 			continue
 		}
 		var key, value []byte

@@ -1,0 +1,442 @@
+package kernel
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sandnet/sandnet/internal/crash"
+	"github.com/sandnet/sandnet/internal/plan"
+)
+
+// The programs and maps are found by name among those of the cgroup. The 2 is
+// the layout of the maps: another one needs other names.
+const (
+	portMapName  = "sandnet2_ports"
+	peerMapName  = "sandnet2_peers"
+	maxHostPorts = 1 << 16
+)
+
+// scope is how much of the programs a reservation needs; each includes those
+// before it.
+type scope int
+
+const (
+	scopeNone     scope = iota - 1
+	scopeBind           // bind(2) refused
+	scopeConnect        // connections to [::1] translated
+	scopeDatagram       // datagrams as well
+)
+
+// scopeOf says what p needs. SCTP is not translated.
+func scopeOf(p plan.HostPort) scope {
+	switch {
+	case p.To.IsValid() && p.Proto == "udp":
+		return scopeDatagram
+	case p.To.IsValid() && p.Proto == "tcp":
+		return scopeConnect
+	}
+	return scopeBind
+}
+
+// hook is a program and where it belongs.
+type hook struct {
+	name  string
+	at    uint32 // enum bpf_attach_type
+	scope scope
+	code  func(m programMaps, retval bool) []bpfInsn
+}
+
+// portHooks are all, in the order of their scopes.
+func portHooks() []hook {
+	plain := func(code func(programMaps) []bpfInsn) func(programMaps, bool) []bpfInsn {
+		return func(m programMaps, _ bool) []bpfInsn { return code(m) }
+	}
+	return []hook{
+		{"sandnet2_bind6", unix.BPF_CGROUP_INET6_BIND, scopeBind, bind6Program},
+		{"sandnet2_bind4", unix.BPF_CGROUP_INET4_BIND, scopeBind, bind4Program},
+		{"sandnet2_peer6", unix.BPF_CGROUP_INET6_GETPEERNAME, scopeConnect, plain(peerProgram)},
+		{"sandnet2_conn6", unix.BPF_CGROUP_INET6_CONNECT, scopeConnect, plain(connect6Program)},
+		{"sandnet2_recv6", unix.BPF_CGROUP_UDP6_RECVMSG, scopeDatagram, plain(peerProgram)},
+		{"sandnet2_send6", unix.BPF_CGROUP_UDP6_SENDMSG, scopeDatagram, plain(sendmsg6Program)},
+	}
+}
+
+// hooks is the cgroup, with the maps as far as they have been looked for.
+type hooks struct {
+	call   bpfCall
+	cgroup *os.File
+	ports  portMap
+	peers  int
+}
+
+func (g portGuard) open() (*hooks, error) {
+	f, err := openCgroup(g.cgroup)
+	if err != nil {
+		return nil, err
+	}
+	return &hooks{call: g.bpf, cgroup: f, ports: portMap{g.bpf, -1}, peers: -1}, nil
+}
+
+func (h *hooks) close() {
+	h.closeMaps()
+	h.cgroup.Close()
+}
+
+func (h *hooks) closeMaps() {
+	for _, fd := range []*int{&h.ports.fd, &h.peers} {
+		if *fd >= 0 {
+			unix.Close(*fd)
+			*fd = -1
+		}
+	}
+}
+
+func (h *hooks) fd() int { return int(h.cgroup.Fd()) }
+
+// openCgroup opens dir, or the root of the cgroup2 hierarchy as this process
+// sees it, mounted or not: in a cgroup namespace that is the namespace's root.
+func openCgroup(dir string) (*os.File, error) {
+	if dir != "" {
+		return os.Open(dir)
+	}
+	for _, usual := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+		if isCgroup2(usual) {
+			return os.Open(usual)
+		}
+	}
+	if mounted := cgroup2Mount("/proc/self/mountinfo"); mounted != "" {
+		return os.Open(mounted)
+	}
+	f, err := detachedCgroup2()
+	if err != nil {
+		return nil, fmt.Errorf("no cgroup2 hierarchy, which holds the programs that reserve ports: it is not mounted, and %w", err)
+	}
+	return f, nil
+}
+
+func isCgroup2(dir string) bool {
+	var fs unix.Statfs_t
+	return unix.Statfs(dir, &fs) == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC
+}
+
+// cgroup2Mount finds where the root of the hierarchy is mounted, if it is.
+func cgroup2Mount(mountinfo string) string {
+	f, err := os.Open(mountinfo)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		// 36 35 98:0 /ROOT /MOUNTPOINT OPTIONS [OPTIONAL…] - TYPE SOURCE OPTIONS
+		mount, fs, _ := strings.Cut(lines.Text(), " - ")
+		fields := strings.Fields(mount)
+		if strings.HasPrefix(fs, "cgroup2 ") && len(fields) > 4 && fields[3] == "/" && isCgroup2(fields[4]) {
+			return fields[4]
+		}
+	}
+	return ""
+}
+
+// detachedCgroup2 opens the hierarchy without mounting it anywhere.
+func detachedCgroup2() (*os.File, error) {
+	fs, err := unix.Fsopen("cgroup2", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("fsopen cgroup2", err)
+	}
+	defer unix.Close(fs)
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return nil, os.NewSyscallError("fsconfig cgroup2", err)
+	}
+	mount, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("fsmount cgroup2", err)
+	}
+	defer unix.Close(mount)
+	dir, err := unix.Openat(mount, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("open cgroup2", err)
+	}
+	return os.NewFile(uintptr(dir), "cgroup2"), nil
+}
+
+// attachedProgram is one of ours.
+type attachedProgram struct {
+	fd   int
+	maps []uint32
+}
+
+// programs returns those of a hook that are attached, open.
+func (h *hooks) programs(k hook) (found []attachedProgram, err error) {
+	ids, err := h.call.attached(h.fd(), k.at)
+	if err != nil {
+		return nil, fmt.Errorf("look for BPF program %s: %w", k.name, explainBPF(err, "the kernel lacks BPF programs on control groups (CONFIG_CGROUP_BPF)"))
+	}
+	want := objName(k.name)
+	for _, id := range ids {
+		fd, err := h.call.programByID(id)
+		if errors.Is(err, unix.ENOENT) {
+			continue // detached since
+		}
+		if err != nil {
+			return found, fmt.Errorf("open BPF program %d: %w", id, explainBPF(err, ""))
+		}
+		name, maps, err := h.call.programInfo(fd)
+		if err != nil || name != want {
+			unix.Close(fd)
+			continue
+		}
+		found = append(found, attachedProgram{fd, maps})
+	}
+	return found, nil
+}
+
+func closePrograms(progs []attachedProgram) {
+	for _, p := range progs {
+		unix.Close(p.fd)
+	}
+}
+
+// attachedAt reports whether a hook's program is there, and opens the maps
+// that it refers to.
+func (h *hooks) attachedAt(k hook) (bool, error) {
+	progs, err := h.programs(k)
+	defer closePrograms(progs)
+	if err != nil || len(progs) == 0 {
+		return false, err
+	}
+	for _, id := range progs[0].maps {
+		if err := h.openMap(id); err != nil {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// openMap opens one of our maps, unless it is open already.
+func (h *hooks) openMap(id uint32) error {
+	if h.ports.fd >= 0 && h.peers >= 0 {
+		return nil
+	}
+	fd, err := h.call.mapByID(id)
+	if err != nil {
+		return fmt.Errorf("open BPF map %d: %w", id, explainBPF(err, ""))
+	}
+	info, err := h.call.mapInfo(fd)
+	switch {
+	case err == nil && info.name == objName(portMapName) && h.ports.fd < 0:
+		h.ports.fd = fd
+		if info.keySize == uint32(unsafe.Sizeof(portKey{})) && info.valueSize == uint32(unsafe.Sizeof(portValue{})) {
+			return nil
+		}
+		return fmt.Errorf("BPF map %s has another layout: it was made by another version of sandnet", portMapName)
+	case err == nil && info.name == objName(peerMapName) && h.peers < 0:
+		h.peers = fd
+	default:
+		unix.Close(fd)
+	}
+	return err
+}
+
+// find opens the map of the reservations, if any of the programs is attached.
+func (h *hooks) find() (found bool, err error) {
+	for _, k := range portHooks() {
+		if _, err := h.attachedAt(k); err != nil {
+			return false, err
+		}
+		if h.ports.fd >= 0 {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// look does so, and says what works: scopeNone if a bind program is missing.
+func (h *hooks) look() (works scope, err error) {
+	works = scopeDatagram
+	for _, k := range portHooks() {
+		attached, err := h.attachedAt(k)
+		if err != nil {
+			return scopeNone, err
+		}
+		if !attached {
+			works = min(works, k.scope-1)
+		}
+	}
+	return works, nil
+}
+
+// attach makes what need asks for of the maps and programs, as far as it is
+// missing: after a crash, or if somebody has detached it.
+func (h *hooks) attach(need scope) error {
+	var missing []hook
+	fresh := true
+	for _, k := range portHooks() {
+		attached, err := h.attachedAt(k)
+		if err != nil {
+			return err
+		}
+		fresh = fresh && !attached
+		if !attached && k.scope <= need {
+			missing = append(missing, k)
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	err := h.makeMaps(need)
+	for i := 0; err == nil && i < len(missing); i++ {
+		err = h.attachOne(missing[i])
+	}
+	if err != nil && fresh {
+		h.closeMaps()
+		return errors.Join(err, h.detach())
+	}
+	return err
+}
+
+func (h *hooks) makeMaps(need scope) (err error) {
+	if h.ports.fd < 0 {
+		h.ports.fd, err = h.call.createMap(bpfMapSpec{
+			name: portMapName, kind: unix.BPF_MAP_TYPE_HASH, flags: unix.BPF_F_NO_PREALLOC, maxEntries: maxHostPorts,
+			keySize: uint32(unsafe.Sizeof(portKey{})), valueSize: uint32(unsafe.Sizeof(portValue{})),
+		})
+		if err != nil {
+			return fmt.Errorf("make BPF map %s: %w", portMapName, explainBPF(err, "the kernel refuses a hash map"))
+		}
+	}
+	if h.peers >= 0 || need < scopeConnect {
+		return nil
+	}
+	btf, err := h.call.loadBTF(peersBTF())
+	if err != nil {
+		return fmt.Errorf("describe BPF map %s: %w", peerMapName, explainBPF(err, "the kernel does not understand the type information"))
+	}
+	defer unix.Close(btf)
+	h.peers, err = h.call.createMap(bpfMapSpec{
+		name: peerMapName, kind: unix.BPF_MAP_TYPE_SK_STORAGE, flags: unix.BPF_F_NO_PREALLOC,
+		keySize: 4, valueSize: peersBytes, btfFD: uint32(btf), btfKeyTypeID: 1, btfValueTypeID: 2,
+	})
+	if err != nil {
+		return fmt.Errorf("make BPF map %s: %w", peerMapName, explainBPF(err, "the kernel lacks storage with sockets (Linux 5.8)"))
+	}
+	return nil
+}
+
+func (h *hooks) attachOne(k hook) error {
+	maps := programMaps{h.ports.fd, h.peers}
+	fd, err := h.call.loadProgram(k.name, k.at, k.code(maps, true), nil)
+	if errors.Is(err, unix.EINVAL) && k.scope == scopeBind {
+		fd, err = h.call.loadProgram(k.name, k.at, k.code(maps, false), nil) // before Linux 5.18
+	}
+	if err != nil {
+		return fmt.Errorf("load BPF program %s: %w", k.name, explainBPF(err, "the kernel does not know what it uses (Linux 5.14)"))
+	}
+	defer unix.Close(fd)
+	crash.Point("host port attach")
+	if err := h.call.attach(h.fd(), fd, k.at); err != nil {
+		if errors.Is(err, unix.EPERM) { // loading was allowed
+			err = fmt.Errorf("another program is on the root cgroup alone, without BPF_F_ALLOW_MULTI: %w", err)
+		}
+		return fmt.Errorf("attach BPF program %s: %w", k.name, err)
+	}
+	return nil
+}
+
+// detach takes away every program of ours, the most dependent first, and with
+// the last one the maps.
+func (h *hooks) detach() error {
+	var errs []error
+	for _, k := range slices.Backward(portHooks()) {
+		progs, err := h.programs(k)
+		for _, p := range progs {
+			crash.Point("host port detach")
+			if err := h.call.detach(h.fd(), p.fd, k.at); err != nil && !errors.Is(err, unix.ENOENT) {
+				errs = append(errs, fmt.Errorf("detach BPF program %s: %w", k.name, err))
+			}
+		}
+		closePrograms(progs)
+		if err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// explainBPF says what the kernel lacks or forbids; lacks is what EINVAL means.
+func explainBPF(err error, lacks string) error {
+	switch {
+	case errors.Is(err, unix.ENOSYS):
+		return fmt.Errorf("the kernel lacks bpf(2) (CONFIG_BPF_SYSCALL): %w", err)
+	case errors.Is(err, unix.EPERM):
+		return fmt.Errorf("bpf(2) is forbidden here (it takes CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN outside of any user namespace): %w", err)
+	case errors.Is(err, unix.EINVAL) && lacks != "":
+		return fmt.Errorf("%s: %w", lacks, err)
+	}
+	return err
+}
+
+// hold takes the lock on the map, and waits for it until ctx is over. Its file
+// is there only as long as somebody holds it or waits for it.
+func (g portGuard) hold(ctx context.Context) (unlock func(), err error) {
+	for {
+		fd, err := unix.Open(g.lock, unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+		if err != nil {
+			return nil, &os.PathError{Op: "lock host ports: open", Path: g.lock, Err: err}
+		}
+		if err := flockWithin(ctx, fd); err != nil {
+			return nil, fmt.Errorf("lock host ports: %w", err)
+		}
+		var have, named unix.Stat_t
+		if err := unix.Fstat(fd, &have); err != nil {
+			unix.Close(fd)
+			return nil, fmt.Errorf("lock host ports: %w", os.NewSyscallError("fstat", err))
+		}
+		if unix.Stat(g.lock, &named) == nil && have.Ino == named.Ino && have.Dev == named.Dev {
+			return func() {
+				unix.Unlink(g.lock)
+				unix.Close(fd)
+			}, nil
+		}
+		unix.Close(fd) // unlinked by its last holder while we waited
+	}
+}
+
+// flockWithin takes an exclusive flock(2); on an error it closes fd.
+func flockWithin(ctx context.Context, fd int) error {
+	lock := func(how int) (err error) {
+		for err = unix.EINTR; err == unix.EINTR; {
+			err = unix.Flock(fd, how)
+		}
+		return os.NewSyscallError("flock", err)
+	}
+	err := lock(unix.LOCK_EX | unix.LOCK_NB)
+	if !errors.Is(err, unix.EWOULDBLOCK) {
+		if err != nil {
+			unix.Close(fd)
+		}
+		return err
+	}
+	got := make(chan error, 1)
+	go func() { got <- lock(unix.LOCK_EX) }()
+	select {
+	case err = <-got:
+		if err != nil {
+			unix.Close(fd)
+		}
+		return err
+	case <-ctx.Done():
+		go func() { // the wait itself cannot be ended
+			<-got
+			unix.Close(fd)
+		}()
+		return fmt.Errorf("another sandnet has it: %w", ctx.Err())
+	}
+}
