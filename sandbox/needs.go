@@ -52,12 +52,20 @@ type Processes interface {
 	ProcessStart(pid int) uint64
 }
 
+// Ports is what gc asks about host ports that belong to no host any more.
+type Ports interface {
+	// ForgetDeadPorts gives up the ports that were reserved in network
+	// namespaces which are gone, and says how many.
+	ForgetDeadPorts(ctx context.Context) (int, error)
+}
+
 // Host is the machine.
 type Host interface {
 	reconcile.Kernel
 	Facts
 	Preparer
 	Processes
+	Ports
 }
 
 // Networks plans what is not one sandbox's. It is pure.

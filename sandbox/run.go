@@ -153,6 +153,13 @@ func (m *Manager) GC(ctx context.Context, dryRun bool) ([]string, error) {
 	if dryRun {
 		return lines, nil
 	}
+	// These are other hosts' on this machine, and no longer hold anybody up.
+	switch n, err := m.host.ForgetDeadPorts(ctx); {
+	case err != nil:
+		return lines, err
+	case n > 0:
+		m.log.Info("gave up ports of network namespaces that are gone", "ports", n)
+	}
 	unlock, err := m.lock(ctx, "host")
 	if err != nil {
 		return lines, err

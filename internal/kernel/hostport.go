@@ -178,6 +178,12 @@ func checkHostPorts(ports []plan.HostPort) (missing []plan.HostPort, err error) 
 	return machinePorts().check(ports)
 }
 
+// ForgetDeadPorts gives up the ports of network namespaces that are gone: their
+// cookies never come back, but their entries would stay until a reboot.
+func (k *Kernel) ForgetDeadPorts(ctx context.Context) (int, error) {
+	return machinePorts().forgetDead(ctx)
+}
+
 // ensure reserves ports in the calling thread's namespace. It attaches what is
 // missing of the programs, so that a map which somebody has dropped with them
 // fills again as each owner of ports is ensured.
@@ -288,14 +294,11 @@ func (g portGuard) delete(ctx context.Context, ports []plan.HostPort) error {
 		return err
 	}
 	defer unlock()
-	h, err := g.open()
-	if err != nil {
+	h, err := g.existing()
+	if h == nil {
 		return err
 	}
 	defer h.close()
-	if found, err := h.find(); !found {
-		return err
-	}
 	var errs []error
 	for _, p := range ports {
 		if err := h.release(cookie, p); err != nil {
@@ -367,14 +370,11 @@ func (g portGuard) owned() ([]plan.HostPort, error) {
 	if err != nil {
 		return nil, err
 	}
-	h, err := g.open()
-	if err != nil {
+	h, err := g.existing()
+	if h == nil {
 		return nil, err
 	}
 	defer h.close()
-	if found, err := h.find(); !found {
-		return nil, err
-	}
 	keys, err := h.ports.keys()
 	var ports []plan.HostPort
 	for _, key := range keys {
@@ -401,11 +401,17 @@ func (g portGuard) drop(ctx context.Context) error {
 	}
 	defer unlock()
 	h, err := g.open()
+	if errors.Is(err, errors.ErrUnsupported) {
+		return nil // then nothing is reserved
+	}
 	if err != nil {
 		return err
 	}
 	defer h.close()
 	found, err := h.find()
+	if errors.Is(err, errors.ErrUnsupported) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -427,14 +433,11 @@ func (g portGuard) forgetDead(ctx context.Context) (removed int, err error) {
 		return 0, err
 	}
 	defer unlock()
-	h, err := g.open()
-	if err != nil {
+	h, err := g.existing()
+	if h == nil {
 		return 0, err
 	}
 	defer h.close()
-	if found, err := h.find(); !found {
-		return 0, err
-	}
 	return h.sweep()
 }
 

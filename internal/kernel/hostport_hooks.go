@@ -85,6 +85,23 @@ func (g portGuard) open() (*hooks, error) {
 	return &hooks{call: g.bpf, cgroup: f, ports: portMap{g.bpf, -1}, peers: -1}, nil
 }
 
+// existing opens the cgroup and the map; nil if nothing is reserved, also because the
+// kernel lacks what it takes.
+func (g portGuard) existing() (*hooks, error) {
+	h, err := g.open()
+	if err == nil {
+		var found bool
+		if found, err = h.find(); found {
+			return h, nil
+		}
+		h.close()
+	}
+	if errors.Is(err, errors.ErrUnsupported) {
+		err = nil
+	}
+	return nil, err
+}
+
 func (h *hooks) close() {
 	h.closeMaps()
 	h.cgroup.Close()
@@ -117,7 +134,11 @@ func openCgroup(dir string) (*os.File, error) {
 	}
 	f, err := detachedCgroup2()
 	if err != nil {
-		return nil, fmt.Errorf("no cgroup2 hierarchy, which holds the programs that reserve ports: it is not mounted, and %w", err)
+		err = fmt.Errorf("no cgroup2 hierarchy, which holds the programs that reserve ports: it is not mounted, and %w", err)
+		if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOSYS) {
+			err = unsupported{err}
+		}
+		return nil, err
 	}
 	return f, nil
 }
@@ -374,14 +395,20 @@ func (h *hooks) detach() error {
 func explainBPF(err error, lacks string) error {
 	switch {
 	case errors.Is(err, unix.ENOSYS):
-		return fmt.Errorf("the kernel lacks bpf(2) (CONFIG_BPF_SYSCALL): %w", err)
+		return unsupported{fmt.Errorf("the kernel lacks bpf(2) (CONFIG_BPF_SYSCALL): %w", err)}
 	case errors.Is(err, unix.EPERM):
 		return fmt.Errorf("bpf(2) is forbidden here (it takes CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN outside of any user namespace): %w", err)
 	case errors.Is(err, unix.EINVAL) && lacks != "":
-		return fmt.Errorf("%s: %w", lacks, err)
+		return unsupported{fmt.Errorf("%s: %w", lacks, err)}
 	}
 	return err
 }
+
+// unsupported is an errors.ErrUnsupported that says why.
+type unsupported struct{ error }
+
+func (e unsupported) Unwrap() error        { return e.error }
+func (e unsupported) Is(target error) bool { return target == errors.ErrUnsupported }
 
 // hold takes the lock on the map, and waits for it until ctx is over. Its file
 // is there only as long as somebody holds it or waits for it.
