@@ -2,7 +2,6 @@ package kernel
 
 import (
 	"bufio"
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -73,6 +72,7 @@ func portHooks() []hook {
 type hooks struct {
 	call   bpfCall
 	cgroup *os.File
+	seen   []uint32 // IDs of the maps of our programs that were looked at
 	ports  portMap
 	peers  int
 }
@@ -225,8 +225,7 @@ func closePrograms(progs []attachedProgram) {
 	}
 }
 
-// attachedAt reports whether a hook's program is there, and opens the maps
-// that it refers to.
+// attachedAt reports whether a hook's program is there.
 func (h *hooks) attachedAt(k hook) (bool, error) {
 	progs, err := h.programs(k)
 	defer closePrograms(progs)
@@ -234,46 +233,49 @@ func (h *hooks) attachedAt(k hook) (bool, error) {
 		return false, err
 	}
 	for _, id := range progs[0].maps {
-		if err := h.openMap(id); err != nil {
-			return false, err
+		if !slices.Contains(h.seen, id) {
+			h.seen = append(h.seen, id)
 		}
 	}
 	return true, nil
 }
 
-// openMap opens one of our maps, unless it is open already.
-func (h *hooks) openMap(id uint32) error {
-	if h.ports.fd >= 0 && h.peers >= 0 {
-		return nil
-	}
-	fd, err := h.call.mapByID(id)
-	if err != nil {
-		return fmt.Errorf("open BPF map %d: %w", id, explainBPF(err, ""))
-	}
-	info, err := h.call.mapInfo(fd)
-	switch {
-	case err == nil && info.name == objName(portMapName) && h.ports.fd < 0:
-		h.ports.fd = fd
-		if info.keySize == uint32(unsafe.Sizeof(portKey{})) && info.valueSize == uint32(unsafe.Sizeof(portValue{})) {
-			return nil
+// openMap opens one of the maps that were seen, -1 if it is not among them.
+func (h *hooks) openMap(name string) (int, error) {
+	for _, id := range h.seen {
+		fd, err := h.call.mapByID(id)
+		if err != nil {
+			return -1, fmt.Errorf("open BPF map %d: %w", id, explainBPF(err, ""))
 		}
-		return fmt.Errorf("BPF map %s has another layout: it was made by another version of sandnet", portMapName)
-	case err == nil && info.name == objName(peerMapName) && h.peers < 0:
-		h.peers = fd
-	default:
+		info, err := h.call.mapInfo(fd)
+		if err == nil && info.name == objName(name) {
+			if name == portMapName && (info.keySize != uint32(unsafe.Sizeof(portKey{})) || info.valueSize != uint32(unsafe.Sizeof(portValue{}))) {
+				unix.Close(fd)
+				return -1, fmt.Errorf("BPF map %s has another layout: it was made by another version of sandnet", name)
+			}
+			return fd, nil
+		}
 		unix.Close(fd)
+		if err != nil {
+			return -1, fmt.Errorf("look at BPF map %d: %w", id, err)
+		}
 	}
-	return err
+	return -1, nil
 }
 
-// find opens the map of the reservations, if any of the programs is attached.
+// find opens the map of the reservations, if any program that has it is
+// attached.
 func (h *hooks) find() (found bool, err error) {
 	for _, k := range portHooks() {
-		if _, err := h.attachedAt(k); err != nil {
+		attached, err := h.attachedAt(k)
+		if err != nil {
 			return false, err
 		}
-		if h.ports.fd >= 0 {
-			return true, nil
+		if !attached {
+			continue
+		}
+		if h.ports.fd, err = h.openMap(portMapName); err != nil || h.ports.fd >= 0 {
+			return err == nil, err
 		}
 	}
 	return false, nil
@@ -291,28 +293,41 @@ func (h *hooks) look() (works scope, err error) {
 			works = min(works, k.scope-1)
 		}
 	}
-	return works, nil
+	h.ports.fd, err = h.openMap(portMapName)
+	return works, err
 }
 
-// attach makes what need asks for of the maps and programs, as far as it is
-// missing: after a crash, or if somebody has detached it.
+// attach makes what need asks for of the programs, and opens the map.
 func (h *hooks) attach(need scope) error {
-	var missing []hook
-	fresh := true
+	var missing, beyond []hook
 	for _, k := range portHooks() {
+		if k.scope > need {
+			beyond = append(beyond, k)
+			continue
+		}
 		attached, err := h.attachedAt(k)
 		if err != nil {
 			return err
 		}
-		fresh = fresh && !attached
-		if !attached && k.scope <= need {
+		if !attached {
 			missing = append(missing, k)
 		}
 	}
 	if len(missing) == 0 {
-		return nil
+		var err error
+		if h.ports.fd, err = h.openMap(portMapName); err == nil && h.ports.fd < 0 {
+			err = fmt.Errorf("the attached BPF programs have no map %s: they are another version's", portMapName)
+		}
+		return err
 	}
-	err := h.makeMaps(need)
+	// Nothing may be there yet, or a crash or an administrator has left some.
+	for _, k := range beyond {
+		if _, err := h.attachedAt(k); err != nil {
+			return err
+		}
+	}
+	fresh := len(h.seen) == 0
+	err := h.openMaps(need)
 	for i := 0; err == nil && i < len(missing); i++ {
 		err = h.attachOne(missing[i])
 	}
@@ -321,6 +336,19 @@ func (h *hooks) attach(need scope) error {
 		return errors.Join(err, h.detach())
 	}
 	return err
+}
+
+// openMaps opens the maps that need asks for, or makes them.
+func (h *hooks) openMaps(need scope) (err error) {
+	if h.ports.fd, err = h.openMap(portMapName); err != nil {
+		return err
+	}
+	if need >= scopeConnect {
+		if h.peers, err = h.openMap(peerMapName); err != nil {
+			return err
+		}
+	}
+	return h.makeMaps(need)
 }
 
 func (h *hooks) makeMaps(need scope) (err error) {
@@ -409,61 +437,3 @@ type unsupported struct{ error }
 
 func (e unsupported) Unwrap() error        { return e.error }
 func (e unsupported) Is(target error) bool { return target == errors.ErrUnsupported }
-
-// hold takes the lock on the map, and waits for it until ctx is over. Its file
-// is there only as long as somebody holds it or waits for it.
-func (g portGuard) hold(ctx context.Context) (unlock func(), err error) {
-	for {
-		fd, err := unix.Open(g.lock, unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
-		if err != nil {
-			return nil, &os.PathError{Op: "lock host ports: open", Path: g.lock, Err: err}
-		}
-		if err := flockWithin(ctx, fd); err != nil {
-			return nil, fmt.Errorf("lock host ports: %w", err)
-		}
-		var have, named unix.Stat_t
-		if err := unix.Fstat(fd, &have); err != nil {
-			unix.Close(fd)
-			return nil, fmt.Errorf("lock host ports: %w", os.NewSyscallError("fstat", err))
-		}
-		if unix.Stat(g.lock, &named) == nil && have.Ino == named.Ino && have.Dev == named.Dev {
-			return func() {
-				unix.Unlink(g.lock)
-				unix.Close(fd)
-			}, nil
-		}
-		unix.Close(fd) // unlinked by its last holder while we waited
-	}
-}
-
-// flockWithin takes an exclusive flock(2); on an error it closes fd.
-func flockWithin(ctx context.Context, fd int) error {
-	lock := func(how int) (err error) {
-		for err = unix.EINTR; err == unix.EINTR; {
-			err = unix.Flock(fd, how)
-		}
-		return os.NewSyscallError("flock", err)
-	}
-	err := lock(unix.LOCK_EX | unix.LOCK_NB)
-	if !errors.Is(err, unix.EWOULDBLOCK) {
-		if err != nil {
-			unix.Close(fd)
-		}
-		return err
-	}
-	got := make(chan error, 1)
-	go func() { got <- lock(unix.LOCK_EX) }()
-	select {
-	case err = <-got:
-		if err != nil {
-			unix.Close(fd)
-		}
-		return err
-	case <-ctx.Done():
-		go func() { // the wait itself cannot be ended
-			<-got
-			unix.Close(fd)
-		}()
-		return fmt.Errorf("another sandnet has it: %w", ctx.Err())
-	}
-}
