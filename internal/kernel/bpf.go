@@ -1,8 +1,6 @@
 package kernel
 
 import (
-	"errors"
-	"fmt"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -190,44 +188,4 @@ func (call bpfCall) elem(cmd, fd int, key, value unsafe.Pointer, flags uint64) e
 	}{mapFD: uint32(fd), key: key, value: value, flags: flags}
 	_, err := call(cmd, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
 	return err
-}
-
-// portMap is the map of reservations.
-type portMap struct {
-	call bpfCall
-	fd   int
-}
-
-// lookup gives ENOENT for a key that is not there.
-func (m portMap) lookup(k portKey) (v portValue, err error) {
-	err = m.call.elem(unix.BPF_MAP_LOOKUP_ELEM, m.fd, unsafe.Pointer(&k), unsafe.Pointer(&v), 0)
-	return v, err
-}
-
-// update writes an entry if flags allow it: BPF_ANY, BPF_NOEXIST or BPF_EXIST.
-func (m portMap) update(k portKey, v portValue, flags uint64) error {
-	return m.call.elem(unix.BPF_MAP_UPDATE_ELEM, m.fd, unsafe.Pointer(&k), unsafe.Pointer(&v), flags)
-}
-
-func (m portMap) delete(k portKey) error {
-	return m.call.elem(unix.BPF_MAP_DELETE_ELEM, m.fd, unsafe.Pointer(&k), nil, 0)
-}
-
-// keys lists the map. What is added or removed meanwhile may be missed, or
-// seen twice.
-func (m portMap) keys() (keys []portKey, err error) {
-	var last *portKey
-	for {
-		var next portKey
-		err := m.call.elem(unix.BPF_MAP_GET_NEXT_KEY, m.fd, unsafe.Pointer(last), unsafe.Pointer(&next), 0)
-		switch {
-		case errors.Is(err, unix.ENOENT):
-			return keys, nil
-		case err != nil:
-			return keys, fmt.Errorf("read BPF map %s: %w", portMapName, err)
-		case len(keys) > 2*maxHostPorts:
-			return keys, nil // others delete what the kernel goes on from, and it starts again
-		}
-		keys, last = append(keys, next), &next
-	}
 }

@@ -2,11 +2,8 @@ package kernel
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"net/netip"
-	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -27,141 +24,6 @@ import (
 // SCTP has a bind(2) and a connect(2) of its own that the kernel does not offer
 // to BPF on cgroups: its reservations are recorded, but not enforced.
 
-// maxPortAddrs is how many addresses can be reserved on one port.
-const maxPortAddrs = 8
-
-// portKey and portValue are the map's entries, as the programs read them.
-// Ports are as in struct bpf_sock_addr: in network order in the first two bytes.
-type portKey struct {
-	Cookie uint64
-	Port   uint32
-	Proto  uint32
-}
-
-type portValue struct {
-	N uint32
-	// Netns is the inode number of the namespace: with the cookie, it makes the
-	// file handle by which sweep asks whether there still is such a namespace.
-	Netns uint32
-	// LoFlags, LoPort and LoAddr are what ::1 translates to, worked out from the
-	// slots; LoPort is 0 if nothing does.
-	LoFlags uint32
-	LoPort  uint32
-	LoAddr  [16]byte
-	Slots   [maxPortAddrs]portSlot
-}
-
-// portSlot is one reserved address, and its target. IPv4 is ::ffff:a.b.c.d.
-type portSlot struct {
-	Addr   [16]byte
-	To     [16]byte
-	ToPort uint32
-	_      uint32
-}
-
-// Bits of LoFlags.
-const (
-	loIPv4   = 1 << iota // LoAddr is an IPv4 address
-	loShared             // ::1 itself is not reserved: a server that was there before goes on
-)
-
-func (v *portValue) index(addr [16]byte) int {
-	return slices.IndexFunc(v.Slots[:v.N], func(s portSlot) bool { return s.Addr == addr })
-}
-
-// put reports whether it had to change something.
-func (v *portValue) put(s portSlot) (bool, error) {
-	i := v.index(s.Addr)
-	switch {
-	case i >= 0 && v.Slots[i] == s:
-		return false, nil
-	case i < 0 && v.N == maxPortAddrs:
-		return false, fmt.Errorf("%d addresses are reserved on this port already", maxPortAddrs)
-	case i < 0:
-		i = int(v.N)
-		v.N++
-	}
-	v.Slots[i] = s
-	v.aim()
-	return true, nil
-}
-
-func (v *portValue) remove(addr [16]byte) bool {
-	i := v.index(addr)
-	if i < 0 {
-		return false
-	}
-	v.N--
-	v.Slots[i], v.Slots[v.N] = v.Slots[v.N], portSlot{}
-	v.aim()
-	return true
-}
-
-// aim works out where ::1 goes: the reservation that says most about it decides.
-func (v *portValue) aim() {
-	v.LoFlags, v.LoPort, v.LoAddr = 0, 0, [16]byte{}
-	for _, addr := range []netip.Addr{netip.IPv6Loopback(), netip.IPv6Unspecified(), netip.IPv4Unspecified()} {
-		i := v.index(addr.As16())
-		if i < 0 {
-			continue
-		}
-		s := v.Slots[i]
-		v.LoPort, v.LoAddr = s.ToPort, s.To
-		if netip.AddrFrom16(s.To).Is4In6() {
-			v.LoFlags |= loIPv4
-		}
-		if addr.Is4() {
-			v.LoFlags |= loShared
-		}
-		return
-	}
-}
-
-// wirePort is a port as struct bpf_sock_addr has it.
-func wirePort(port uint16) uint32 {
-	return uint32(binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, port)))
-}
-
-func hostOrder(wire uint32) uint16 {
-	return binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, uint16(wire)))
-}
-
-func keyOf(cookie uint64, p plan.HostPort) (portKey, error) {
-	proto, err := protoNumber(p.Proto)
-	if err != nil {
-		return portKey{}, fmt.Errorf("%s: %w", p.Key(), err)
-	}
-	return portKey{cookie, wirePort(p.Port), proto}, nil
-}
-
-func slotOf(p plan.HostPort) portSlot {
-	s := portSlot{Addr: p.IP.As16()}
-	if p.To.IsValid() {
-		s.To, s.ToPort = p.To.Addr().As16(), wirePort(p.To.Port())
-	}
-	return s
-}
-
-func (k portKey) hostPort(s portSlot) plan.HostPort {
-	p := plan.HostPort{Proto: formatProto([]byte{byte(k.Proto)}), IP: netip.AddrFrom16(s.Addr).Unmap(), Port: hostOrder(k.Port)}
-	if s.ToPort != 0 {
-		p.To = netip.AddrPortFrom(netip.AddrFrom16(s.To).Unmap(), hostOrder(s.ToPort))
-	}
-	return p
-}
-
-func (k portKey) String() string {
-	return fmt.Sprintf("%s port %d", formatProto([]byte{byte(k.Proto)}), hostOrder(k.Port))
-}
-
-func protoNumber(name string) (uint32, error) {
-	b, err := parseProto(name)
-	if err != nil {
-		return 0, err
-	}
-	return uint32(b[0]), nil
-}
-
 // portGuard keeps host ports. All who share a map must share the lock.
 type portGuard struct {
 	cgroup string // the directory of the cgroup; empty for the root of its hierarchy
@@ -177,6 +39,14 @@ func machinePorts() portGuard { return portGuard{lock: "/run/sandnet-ports.lock"
 func checkHostPorts(ports []plan.HostPort) (missing []plan.HostPort, err error) {
 	return machinePorts().check(ports)
 }
+
+// checkBindGuard tells which of the programs that the reservations on this
+// machine need are attached and which are missing. Without any, it is the
+// reservations that are missing.
+func checkBindGuard() (attached, missing []string, err error) { return machinePorts().programs() }
+
+// mendBindGuard attaches the missing ones to the map that the others have.
+func mendBindGuard(ctx context.Context) error { return machinePorts().mend(ctx) }
 
 // ForgetDeadPorts gives up the ports of network namespaces that are gone: their
 // cookies never come back, but their entries would stay until a reboot.
@@ -280,7 +150,8 @@ func (h *hooks) merge(key portKey, v portValue) (changed int, err error) {
 	return changed, h.ports.update(key, have, unix.BPF_ANY)
 }
 
-// delete gives ports up; those not reserved are given up already.
+// delete gives ports up; those not reserved, or by now reserved for another
+// owner, are given up already.
 func (g portGuard) delete(ctx context.Context, ports []plan.HostPort) error {
 	if len(ports) == 0 {
 		return nil
@@ -314,7 +185,7 @@ func (h *hooks) release(cookie uint64, p plan.HostPort) error {
 		return err
 	}
 	v, err := h.ports.lookup(key)
-	if errors.Is(err, unix.ENOENT) || err == nil && !v.remove(p.IP.As16()) {
+	if errors.Is(err, unix.ENOENT) || err == nil && !v.remove(p.IP.As16(), p.Owner) {
 		return nil
 	}
 	if err != nil {
@@ -424,6 +295,66 @@ func (g portGuard) drop(ctx context.Context) error {
 		}
 	}
 	return h.detach() // also of what a crash left half attached
+}
+
+// programs is checkBindGuard. It changes nothing and takes no lock.
+func (g portGuard) programs() (attached, missing []string, err error) {
+	h, err := g.existing()
+	if h == nil {
+		return nil, nil, err
+	}
+	defer h.close()
+	need, err := h.needed()
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, k := range portHooks() {
+		there, err := h.attachedAt(k)
+		switch {
+		case err != nil:
+			return nil, nil, err
+		case there:
+			attached = append(attached, k.name)
+		case k.scope <= need:
+			missing = append(missing, k.name)
+		}
+	}
+	return attached, missing, nil
+}
+
+// mend is mendBindGuard.
+func (g portGuard) mend(ctx context.Context) error {
+	unlock, err := g.hold(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	h, err := g.existing()
+	if h == nil {
+		return err
+	}
+	defer h.close()
+	need, err := h.needed()
+	if err != nil {
+		return err
+	}
+	h.closeMaps()
+	return h.attach(need)
+}
+
+// needed is the scope of everything that is reserved.
+func (h *hooks) needed() (need scope, err error) {
+	keys, err := h.ports.keys()
+	for _, key := range keys {
+		v, err := h.ports.lookup(key)
+		if err != nil {
+			continue // given up since
+		}
+		for _, s := range v.Slots[:v.N] {
+			need = max(need, scopeOf(key.hostPort(s)))
+		}
+	}
+	return need, err
 }
 
 // forgetDead removes the reservations of namespaces that are gone.

@@ -3,6 +3,7 @@ package kernel
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -154,6 +155,52 @@ func TestHostPortHalfAttached(t *testing.T) {
 	detachHooks(t, g, "bind4") // half gone when a crash came
 	if err := g.drop(t.Context()); err != nil || len(attachedNames(t, g)) != 0 {
 		t.Errorf("left behind: %v, %v", attachedNames(t, g), err)
+	}
+}
+
+// TestBindGuard finds the programs that are missing, and mends them with the
+// map that is left.
+func TestBindGuard(t *testing.T) {
+	g := portNetns(t)
+	expect := func(attached, missing string) {
+		t.Helper()
+		a, m, err := g.programs()
+		got := strings.ReplaceAll(fmt.Sprint(a, m), "sandnet2_", "")
+		if want := "[" + attached + "] [" + missing + "]"; err != nil || got != want {
+			t.Errorf("programs %s, %v; want %s", got, err, want)
+		}
+	}
+	expect("", "")
+	if err := g.mend(t.Context()); err != nil {
+		t.Error(err)
+	}
+	expect("", "")
+	plain, target := hostPort("tcp", "127.0.0.1", 7024), withTarget(hostPort("tcp", "::", 7025), "[fd00::2]:80")
+	mustEnsurePorts(t, g, 1, plain)
+	expect("bind6 bind4", "")
+	mustEnsurePorts(t, g, 1, target)
+	detachHooks(t, g, "bind6", "conn6")
+	expect("bind4 peer6", "bind6 conn6")
+	if err := g.mend(t.Context()); err != nil {
+		t.Error(err)
+	}
+	expect("bind6 bind4 peer6 conn6", "")
+	if missing, err := g.check([]plan.HostPort{plain, target}); err != nil || len(missing) > 0 {
+		t.Errorf("missing %v, %v", missing, err)
+	}
+	mustDeletePorts(t, g, target)
+	detachHooks(t, g, "conn6")
+	expect("bind6 bind4 peer6", "") // nobody needs it
+}
+
+// The machine's own guard, without changing anything.
+func TestBindGuardOfTheMachine(t *testing.T) {
+	ownNetns(t)
+	if _, _, err := checkBindGuard(); err != nil {
+		t.Error(err)
+	}
+	if err := mendBindGuard(t.Context()); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -216,6 +216,27 @@ func contains(ports []plan.HostPort, p plan.HostPort) bool {
 	return false
 }
 
+// A port that one owner has is neither given to another nor taken away by one.
+func TestHostPortOwners(t *testing.T) {
+	g := portNetns(t)
+	mine := hostPort("tcp", "0.0.0.0", 7008)
+	mine.Owner = 1
+	theirs := mine
+	theirs.Owner = 2
+	mustEnsurePorts(t, g, 1, mine)
+	mustEnsurePorts(t, g, 0, mine)
+	if _, err := g.ensure(t.Context(), []plan.HostPort{theirs}); !errors.Is(err, unix.EADDRINUSE) {
+		t.Errorf("another owner's reservation: %v", err)
+	}
+	mustDeletePorts(t, g, theirs)
+	if owned, err := g.owned(); err != nil || !contains(owned, mine) {
+		t.Errorf("after another owner's deletion: %v, %v", owned, err)
+	}
+	mustDeletePorts(t, g, mine)
+	mustEnsurePorts(t, g, 1, theirs)
+	mustDeletePorts(t, g, theirs)
+}
+
 func TestHostPortTooManyAddresses(t *testing.T) {
 	g := portNetns(t)
 	var ports []plan.HostPort

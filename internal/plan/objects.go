@@ -226,6 +226,9 @@ type HostPort struct {
 	// HostPorts the first in this order decides; for 0.0.0.0 alone, a server
 	// that the host already has on ::1 keeps its port.
 	To netip.AddrPort `json:"to,omitzero"`
+	// Owner tells the reservation from one of the same port for somebody else,
+	// who may have got it once a killed command had let go of it.
+	Owner uint32 `json:"owner,omitempty"`
 }
 
 func (HostPort) Kind() Kind { return KindHostPort }

@@ -28,7 +28,7 @@ func every() []Object {
 		Element{Family: "inet", Table: "t", Set: Set{Name: "m", Type: "inet_proto . inet_service", Data: "ipv4_addr"}, Entry: "tcp . 80", Data: "10.1.0.2"},
 		Rule{Family: "ip6", Table: "filter", Chain: "FORWARD", Spec: []string{"-j", "ACCEPT"}},
 		HostPort{Proto: "tcp", IP: netip.IPv4Unspecified(), Port: 8080},
-		HostPort{Proto: "udp", IP: netip.IPv6Unspecified(), Port: 53, To: netip.AddrPortFrom(addr, 5353)},
+		HostPort{Proto: "udp", IP: netip.IPv6Unspecified(), Port: 53, To: netip.AddrPortFrom(addr, 5353), Owner: 7},
 		BindGuard{},
 		File{Path: "/etc/netns/web/hosts", Content: "a 'quoted'\n\tline\n"},
 		Symlink{Path: "/run/x", Target: "web"},
