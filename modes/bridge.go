@@ -1,27 +1,43 @@
 package modes
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 
-	"github.com/sandnet/sandnet/internal/firewall"
 	"github.com/sandnet/sandnet/internal/plan"
 	"github.com/sandnet/sandnet/internal/spec"
 )
 
+// Firewall plans what filters, masquerades and publishes. It is pure. What it
+// plans carries mark, by which the machine's owner knows it again.
+type Firewall interface {
+	// Name is what --firewall calls it.
+	Name() string
+	// Host plans what all networks share. foreign is the chain of another
+	// firewall that has to let our packets pass, or empty.
+	Host(mark uint32, foreign string) []plan.Object
+	// Network plans what there is for one network.
+	Network(mark uint32, n spec.Network) []plan.Object
+	// Endpoint plans what there is for a sandbox on a network: what it may call
+	// itself, its published ports, its egress policy.
+	Endpoint(mark uint32, s spec.Sandbox, ep spec.Endpoint, n spec.Network) []plan.Object
+}
+
 // Bridge connects a sandbox to one or more bridge networks, each by a veth
 // pair. The first network has the published ports, and the first of each
 // address family the default route.
-type Bridge struct{}
+type Bridge struct{ Firewall Firewall }
 
 // Name is "bridge".
 func (Bridge) Name() string { return string(spec.ModeBridge) }
 
 // Plan makes the namespace, an interface per network, the files, and last
 // what lets traffic in.
-func (Bridge) Plan(s spec.Sandbox, f spec.Facts) (plan.Plan, error) {
+func (br Bridge) Plan(s spec.Sandbox, f spec.Facts) (plan.Plan, error) {
 	if len(f.Endpoints) == 0 || len(f.Endpoints) != len(f.Networks) {
 		return plan.Plan{}, fmt.Errorf("%d endpoints for %d networks", len(f.Endpoints), len(f.Networks))
 	}
@@ -32,24 +48,29 @@ func (Bridge) Plan(s spec.Sandbox, f spec.Facts) (plan.Plan, error) {
 	objs = append(objs, sysctls(s, f)...)
 	objs = append(objs, etcFiles(s, f)...)
 	objs = append(objs, hosts(s, f)...)
-	var reserve, publish []plan.Object
+	return plan.Plan{Objects: append(objs, br.Rules(s, f.Endpoints, f.Networks, f.Mark)...)}, nil
+}
+
+// Rules plans the firewall's part of a sandbox. Reservations come first, what
+// is to be forgotten last: so the kernel is asked once for each.
+func (br Bridge) Rules(s spec.Sandbox, eps []spec.Endpoint, nets []spec.Network, mark uint32) []plan.Object {
+	var reserve, rules, forget []plan.Object
 	seen := map[string]bool{}
-	for _, ep := range f.Endpoints {
-		for _, p := range ep.Ports {
-			// All reservations, then all elements: one transaction each.
-			for _, o := range publishPort(p, ep) {
-				switch {
-				case seen[o.Key()]:
-				case o.Kind() == plan.KindHostPort:
-					reserve = append(reserve, o)
-				default:
-					publish = append(publish, o)
-				}
-				seen[o.Key()] = true
+	for i, ep := range eps {
+		for _, o := range br.Firewall.Endpoint(mark, s, ep, nets[i]) {
+			switch {
+			case seen[o.Key()]:
+			case o.Kind() == plan.KindHostPort:
+				reserve = append(reserve, o)
+			case o.Kind() == plan.KindFlow:
+				forget = append(forget, o)
+			default:
+				rules = append(rules, o)
 			}
+			seen[o.Key()] = true
 		}
 	}
-	return plan.Plan{Objects: slices.Concat(objs, reserve, publish)}, nil
+	return slices.Concat(reserve, rules, forget)
 }
 
 // namespace is what every sandbox with a namespace of its own starts with: one
@@ -62,15 +83,6 @@ func namespace(s spec.Sandbox, f spec.Facts) []plan.Object {
 		return []plan.Object{index(s, f)}
 	}
 	return []plan.Object{index(s, f), plan.Netns{Path: f.Netns, Join: f.JoinPath}}
-}
-
-// publishPort plans one published port. Until package firewall translates IPv6,
-// an IPv6 port is reserved and no more.
-func publishPort(p spec.Port, ep spec.Endpoint) []plan.Object {
-	if p.HostIP.Is6() {
-		return []plan.Object{plan.HostPort{Proto: string(p.Proto), IP: p.HostIP, Port: p.HostPort}}
-	}
-	return firewall.Publish(p, ep.Addresses[addressOf(ep, p.HostIP)].Addr())
 }
 
 // addressOf is the index of the endpoint's address of the same family as a, or -1.
@@ -115,7 +127,7 @@ func endpoint(f spec.Facts, i int) []plan.Object {
 	}
 	for _, gw := range ep.Gateways {
 		first := slices.IndexFunc(f.Endpoints, func(e spec.Endpoint) bool { return addressOf(e, gw) >= 0 })
-		if first == i && !n.Internal {
+		if first == i && !n.Internal && n.GatewayMode != spec.GatewayIsolated {
 			objs = append(objs, plan.Route{Netns: f.Netns, Dst: defaultRoute(gw), Via: gw, Link: ep.Interface})
 		}
 	}
@@ -186,39 +198,44 @@ func sysctls(s spec.Sandbox, f spec.Facts) []plan.Object {
 }
 
 // Network plans a bridge network itself: the bridge with the gateway addresses,
-// and what the firewall has to know of it.
-func (Bridge) Network(n spec.Network, mark uint32) plan.Plan {
+// and what the firewall has to know of it. On an isolated one the host has no
+// address, and so nothing to be reached at.
+func (br Bridge) Network(n spec.Network, mark uint32) plan.Plan {
 	mac := spec.MAC(n.Gateways[0])
 	in4, in6 := "net/ipv4/conf/"+n.Bridge+"/", "net/ipv6/conf/"+n.Bridge+"/"
 	objs := []plan.Object{plan.Link{Name: n.Bridge, Type: plan.Bridge, MTU: n.MTU, MAC: mac, Mark: mark},
 		// A sandbox must not give the host a default route, whatever the network's family.
 		plan.Sysctl{Name: in6 + "accept_ra", Value: "0", Optional: true}}
-	if n.HasIPv6() {
-		objs = append(objs, plan.Sysctl{Name: in6 + "disable_ipv6", Value: "0"},
-			// The source of the host's neighbour solicitations for what it forwards.
-			plan.Addr{Link: n.Bridge, Addr: spec.LinkLocal(mac)})
+	if n.GatewayMode != spec.GatewayIsolated {
+		if n.HasIPv6() {
+			objs = append(objs, plan.Sysctl{Name: in6 + "disable_ipv6", Value: "0"},
+				// The source of the host's neighbour solicitations for what it forwards.
+				plan.Addr{Link: n.Bridge, Addr: spec.LinkLocal(mac)})
+		}
+		for i, gw := range n.Gateways {
+			objs = append(objs, plan.Addr{Link: n.Bridge, Addr: netip.PrefixFrom(gw, n.Subnets[i].Bits())})
+		}
+		if n.HasIPv4() {
+			// Ports published on 127.0.0.1 are translated to a sandbox's address while
+			// the source still is 127.0.0.1; the firewall closes what this opens.
+			objs = append(objs, plan.Sysctl{Name: in4 + "route_localnet", Value: "1"})
+		}
 	}
-	for i, gw := range n.Gateways {
-		objs = append(objs, plan.Addr{Link: n.Bridge, Addr: netip.PrefixFrom(gw, n.Subnets[i].Bits())})
-	}
-	if n.HasIPv4() {
-		// Ports published on 127.0.0.1 are translated to a sandbox's address while
-		// the source still is 127.0.0.1; the firewall closes what this opens.
-		objs = append(objs, plan.Sysctl{Name: in4 + "route_localnet", Value: "1"})
-	}
-	return plan.Plan{Owner: "network/" + n.Name, Objects: append(objs, firewall.Network(n)...)}
+	return plan.Plan{Owner: "network/" + n.Name, Objects: append(objs, br.Firewall.Network(mark, n)...)}
 }
 
 // Shared plans what all bridge networks of a host share, with its mark. restore is what
 // ip_forward goes back to with the last network, empty to leave it; foreign is
 // the chain of another firewall that has to let sandnet's packets pass, or
 // empty.
-func (Bridge) Shared(mark uint32, restore, foreign string) plan.Plan {
-	objs := append([]plan.Object{plan.Sysctl{Name: plan.IPForward, Value: "1", Restore: restore}}, firewall.Host(mark)...)
-	if foreign != "" {
-		objs = append(objs, firewall.AcceptIn(foreign))
-	}
-	return plan.Plan{Owner: "host", Objects: objs}
+func (br Bridge) Shared(mark uint32, restore, foreign string) plan.Plan {
+	objs := append([]plan.Object{plan.Sysctl{Name: plan.IPForward, Value: "1", Restore: restore}}, br.Firewall.Host(mark, foreign)...)
+	return plan.Plan{Owner: "host", Meta: FirewallMeta(br.Firewall.Name()), Objects: objs}
+}
+
+// FirewallMeta is what the host's record says of the firewall in use.
+func FirewallMeta(name string) json.RawMessage {
+	return json.RawMessage(`{"firewall":` + strconv.Quote(name) + `}`)
 }
 
 // Forward6 plans what all networks with IPv6 share: the host routes IPv6.

@@ -11,12 +11,15 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/sandnet/sandnet/internal/firewall/nftables"
 	"github.com/sandnet/sandnet/internal/plan"
 	"github.com/sandnet/sandnet/internal/spec"
 	"github.com/sandnet/sandnet/modes"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
+
+var bridgeMode = modes.Bridge{Firewall: nftables.Firewall{}}
 
 const id = "3f2a91c0d1e4b5a697887766554433221100ffeeddccbbaa9988776655443322"
 
@@ -86,21 +89,21 @@ func TestGolden(t *testing.T) {
 			f.JoinPath = "/proc/42/ns/net"
 			return f
 		}()},
-		{"bridge", modes.Bridge{}, web, facts([]spec.Endpoint{endpoint(bridge, "eth0", "sv3f2a91c0d1e0", "172.30.0.2")}, []spec.Network{bridge})},
-		{"bridge-published", modes.Bridge{}, web, facts([]spec.Endpoint{endpoint(bridge, "eth0", "sv3f2a91c0d1e0", "172.30.0.2",
+		{"bridge", bridgeMode, web, facts([]spec.Endpoint{endpoint(bridge, "eth0", "sv3f2a91c0d1e0", "172.30.0.2")}, []spec.Network{bridge})},
+		{"bridge-published", bridgeMode, web, facts([]spec.Endpoint{endpoint(bridge, "eth0", "sv3f2a91c0d1e0", "172.30.0.2",
 			spec.Port{HostIP: all, HostPort: 8080, Port: 80, Proto: spec.TCP},
 			spec.Port{HostIP: lo, HostPort: 5353, Port: 53, Proto: spec.UDP})}, []spec.Network{bridge})},
-		{"bridge-user-network", modes.Bridge{}, web, facts([]spec.Endpoint{named}, []spec.Network{app})},
-		{"bridge-two-networks", modes.Bridge{}, rich, facts([]spec.Endpoint{named, endpoint(db, "eth1", "sv3f2a91c0d1e1", "10.62.0.2")}, []spec.Network{app, db})},
-		{"bridge-no-icc", modes.Bridge{}, web, facts([]spec.Endpoint{endpoint(quiet, "eth0", "sv3f2a91c0d1e0", "10.62.0.2")}, []spec.Network{quiet})},
-		{"bridge-dual-stack", modes.Bridge{}, web, facts([]spec.Endpoint{endpoint(dual, "eth0", "sv3f2a91c0d1e0", "10.63.0.2 fd00:63::2",
+		{"bridge-user-network", bridgeMode, web, facts([]spec.Endpoint{named}, []spec.Network{app})},
+		{"bridge-two-networks", bridgeMode, rich, facts([]spec.Endpoint{named, endpoint(db, "eth1", "sv3f2a91c0d1e1", "10.62.0.2")}, []spec.Network{app, db})},
+		{"bridge-no-icc", bridgeMode, web, facts([]spec.Endpoint{endpoint(quiet, "eth0", "sv3f2a91c0d1e0", "10.62.0.2")}, []spec.Network{quiet})},
+		{"bridge-dual-stack", bridgeMode, web, facts([]spec.Endpoint{endpoint(dual, "eth0", "sv3f2a91c0d1e0", "10.63.0.2 fd00:63::2",
 			spec.Port{HostIP: all, HostPort: 8080, Port: 80, Proto: spec.TCP},
 			spec.Port{HostIP: netip.IPv6Unspecified(), HostPort: 8080, Port: 80, Proto: spec.TCP})}, []spec.Network{dual})},
-		{"bridge-ipv6-only", modes.Bridge{}, forgiving, facts([]spec.Endpoint{endpoint(only6, "eth0", "sv3f2a91c0d1e0", "fd00:66::2")}, []spec.Network{only6})},
+		{"bridge-ipv6-only", bridgeMode, forgiving, facts([]spec.Endpoint{endpoint(only6, "eth0", "sv3f2a91c0d1e0", "fd00:66::2")}, []spec.Network{only6})},
 		// Each family has its default route from the first network that has the family.
-		{"bridge-mixed", modes.Bridge{}, web, facts([]spec.Endpoint{endpoint(app, "eth0", "sv3f2a91c0d1e0", "10.61.0.2"),
+		{"bridge-mixed", bridgeMode, web, facts([]spec.Endpoint{endpoint(app, "eth0", "sv3f2a91c0d1e0", "10.61.0.2"),
 			endpoint(dual, "eth1", "sv3f2a91c0d1e1", "10.63.0.2 fd00:63::2"), endpoint(only6, "eth2", "sv3f2a91c0d1e2", "fd00:66::2")}, []spec.Network{app, dual, only6})},
-		{"bridge-internal", modes.Bridge{}, web, facts([]spec.Endpoint{endpoint(internal, "eth0", "sv3f2a91c0d1e0", "10.62.0.2")}, []spec.Network{internal})},
+		{"bridge-internal", bridgeMode, web, facts([]spec.Endpoint{endpoint(internal, "eth0", "sv3f2a91c0d1e0", "10.62.0.2")}, []spec.Network{internal})},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p, err := c.mode.Plan(c.s, c.f)
@@ -111,12 +114,12 @@ func TestGolden(t *testing.T) {
 			golden(t, c.name, p)
 		})
 	}
-	golden(t, "network", modes.Bridge{}.Network(app, 83))
-	golden(t, "network-internal", modes.Bridge{}.Network(internal, 83))
-	golden(t, "network-dual-stack", modes.Bridge{}.Network(dual, 83))
-	golden(t, "network-ipv6-only", modes.Bridge{}.Network(only6, 83))
-	golden(t, "forward6", modes.Bridge{}.Forward6("0", []string{"eth0", "wlan0"}))
-	golden(t, "hostplan-docker", modes.Bridge{}.Shared(83, "0", "DOCKER-USER"))
+	golden(t, "network", bridgeMode.Network(app, 83))
+	golden(t, "network-internal", bridgeMode.Network(internal, 83))
+	golden(t, "network-dual-stack", bridgeMode.Network(dual, 83))
+	golden(t, "network-ipv6-only", bridgeMode.Network(only6, 83))
+	golden(t, "forward6", bridgeMode.Forward6("0", []string{"eth0", "wlan0"}))
+	golden(t, "hostplan-docker", bridgeMode.Shared(83, "0", "DOCKER-USER"))
 }
 
 func golden(t *testing.T, name string, p plan.Plan) {
@@ -141,7 +144,7 @@ func golden(t *testing.T, name string, p plan.Plan) {
 }
 
 func TestIncompleteFactsAreRefused(t *testing.T) {
-	if _, err := (modes.Bridge{}).Plan(spec.Sandbox{}, spec.Facts{}); err == nil {
+	if _, err := bridgeMode.Plan(spec.Sandbox{}, spec.Facts{}); err == nil {
 		t.Error("bridge planned without an endpoint")
 	}
 	if _, err := (modes.Container{}).Plan(spec.Sandbox{}, spec.Facts{}); err == nil {

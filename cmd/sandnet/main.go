@@ -20,6 +20,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/sandnet/sandnet/internal/firewall/nftables"
 	"github.com/sandnet/sandnet/internal/kernel"
 	"github.com/sandnet/sandnet/internal/record"
 	"github.com/sandnet/sandnet/internal/spec"
@@ -186,9 +187,10 @@ func openHost(root string, log *slog.Logger) (*sandbox.Manager, error) {
 	}
 	k := kernel.New(paths.Mark, paths.Netns)
 	k.UseReapers()
+	bridge := modes.Bridge{Firewall: nftables.Firewall{}}
 	return sandbox.New(paths, k, record.New(paths.Run), log,
-		modes.Bridge{}, // plans the networks, too
-		modes.Bridge{}, modes.Host{}, modes.Container{}, modes.None{}), nil
+		bridge, // plans the networks, too
+		bridge, modes.Host{}, modes.Container{}, modes.None{}), nil
 }
 
 func (p *program) logger(level, format string) (*slog.Logger, error) {

@@ -52,7 +52,7 @@ func TestForeignForwardWithoutIptables(t *testing.T) {
 	if got := foreign(t); got != "" {
 		t.Errorf("legacy rules that nobody can read: %q", got)
 	}
-	if _, err := ensureRules([]plan.Rule{firewall.AcceptIn("FORWARD").(plan.Rule)}); err != nil {
+	if _, err := ensureRules(only[plan.Rule](firewall.AcceptIn("FORWARD"))); err != nil {
 		t.Error(err)
 	}
 	if rules, err := ownedRules(); err != nil || len(rules) != 0 {
@@ -64,7 +64,7 @@ func TestRules(t *testing.T) {
 	for _, program := range []string{"iptables-nft", "iptables-legacy"} {
 		t.Run(program, func(t *testing.T) {
 			ownNetns(t)
-			rules := []plan.Rule{firewall.AcceptIn("FORWARD").(plan.Rule), firewall.AcceptIn("DOCKER-USER").(plan.Rule)}
+			rules := []plan.Rule{firewall.AcceptIn("FORWARD")[0].(plan.Rule), firewall.AcceptIn("DOCKER-USER")[0].(plan.Rule)}
 			for range 2 { // where there are no chains, rules are neither missed nor made
 				if n, err := ensureRules(rules); n != 0 || err != nil {
 					t.Fatalf("without chains: %d, %v", n, err)

@@ -120,7 +120,7 @@ func family(o plan.Object) int {
 	switch o.(type) {
 	case plan.Netns, plan.Link, plan.Addr, plan.Route:
 		return familyRtnl
-	case plan.Table, plan.Element:
+	case plan.Table, plan.Element, plan.TableChain:
 		return familyNft
 	case plan.HostPort:
 		return familyPort
@@ -128,6 +128,10 @@ func family(o plan.Object) int {
 		return familyRule
 	case plan.Sysctl:
 		return familySysctl
+	case plan.Chains:
+		return familyChains
+	case plan.Flow:
+		return familyFlow
 	}
 	return familyFile
 }
@@ -138,6 +142,8 @@ const (
 	familyPort
 	familyRule
 	familySysctl
+	familyChains
+	familyFlow
 	familyFile
 )
 
@@ -151,6 +157,10 @@ func (k *Kernel) ensureGroup(ctx context.Context, objs []plan.Object, queued *in
 		return ensureRules(only[plan.Rule](objs))
 	case familySysctl:
 		return ensureSysctls(only[plan.Sysctl](objs))
+	case familyChains:
+		return ensureChains(only[plan.Chains](objs))
+	case familyFlow:
+		return 0, forgetFlows(only[plan.Flow](objs), false)
 	}
 	for _, o := range objs {
 		n, err := k.ensureOne(o, queued)
@@ -230,6 +240,7 @@ func (k *Kernel) Delete(ctx context.Context, objs []plan.Object) error {
 		return false
 	}
 	var errs []error
+	var flows []plan.Flow
 	for i := len(objs) - 1; i >= 0; {
 		n := 1
 		for i-n >= 0 && family(objs[i-n]) == family(objs[i]) {
@@ -244,6 +255,11 @@ func (k *Kernel) Delete(ctx context.Context, objs []plan.Object) error {
 			errs = append(errs, machinePorts().delete(ctx, only[plan.HostPort](group)))
 		case familyRule:
 			errs = append(errs, deleteRules(only[plan.Rule](group)))
+		case familyChains:
+			errs = append(errs, deleteChains(only[plan.Chains](group)))
+		case familyFlow:
+			// Not before what they follow is gone.
+			flows = append(flows, only[plan.Flow](group)...)
 		default:
 			for j := len(group) - 1; j >= 0; j-- {
 				if ns, ok := group[j].(plan.Netns); ok {
@@ -254,6 +270,7 @@ func (k *Kernel) Delete(ctx context.Context, objs []plan.Object) error {
 			}
 		}
 	}
+	errs = append(errs, forgetFlows(flows, true))
 	return errors.Join(errs...)
 }
 

@@ -10,7 +10,6 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
-	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
 	"github.com/sandnet/sandnet/internal/crash"
@@ -38,22 +37,19 @@ func ensureNft(objs []plan.Object) (changed int, err error) {
 		return 0, err
 	}
 	defer c.close()
-	var elements []plan.Element
-	for _, o := range objs {
-		switch o := o.(type) {
-		case plan.Table:
-			made, err := c.ensureTable(o)
-			if err != nil {
-				return changed, fmt.Errorf("%s: %w", o.Key(), err)
-			}
-			if made {
-				changed++
-			}
-		case plan.Element:
-			elements = append(elements, o)
+	for _, t := range only[plan.Table](objs) {
+		made, err := c.ensureTable(t)
+		if t.Family == "bridge" && isUnsupported(err) && !hasBridgeFamily() {
+			continue // sandboxes are then not kept from using each other's addresses
+		}
+		if err != nil {
+			return changed, fmt.Errorf("%s: %w", t.Key(), err)
+		}
+		if made {
+			changed++
 		}
 	}
-	n, err := c.ensureElements(elements)
+	n, err := c.ensureMembers(only[plan.TableChain](objs), only[plan.Element](objs))
 	return changed + n, err
 }
 
@@ -65,21 +61,14 @@ func deleteNft(objs []plan.Object) error {
 		return err
 	}
 	defer c.close()
-	var elements []plan.Element
-	var tables []plan.Table
-	for _, o := range objs {
-		switch o := o.(type) {
-		case plan.Table:
-			tables = append(tables, o)
-		case plan.Element:
-			elements = append(elements, o)
-		}
-	}
+	tables, elements, chains := only[plan.Table](objs), only[plan.Element](objs), only[plan.TableChain](objs)
 	// What goes with its table needs no deletion of its own.
-	elements = slices.DeleteFunc(elements, func(e plan.Element) bool {
-		return slices.ContainsFunc(tables, func(t plan.Table) bool { return t.Family == e.Family && t.Name == e.Table })
-	})
-	errs := []error{c.deleteElements(elements)}
+	goes := func(family, table string) bool {
+		return slices.ContainsFunc(tables, func(t plan.Table) bool { return t.Family == family && t.Name == table })
+	}
+	elements = slices.DeleteFunc(elements, func(e plan.Element) bool { return goes(e.Family, e.Table) })
+	chains = slices.DeleteFunc(chains, func(c plan.TableChain) bool { return goes(c.Family, c.Table) })
+	errs := []error{c.deleteElements(elements), c.deleteChains(chains)}
 	for i := len(tables) - 1; i >= 0; i-- {
 		if err := c.deleteTable(tables[i]); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", tables[i].Key(), err))
@@ -113,11 +102,15 @@ func ownedNft(mark uint32) ([]plan.Object, error) {
 	}
 	for _, t := range tables {
 		owned = append(owned, t)
+		chains, err := c.tableChains(t)
+		if err != nil {
+			return owned, fmt.Errorf("%s: %w", t.Key(), err)
+		}
 		elements, err := c.tableElements(t)
 		if err != nil {
 			return owned, fmt.Errorf("%s: %w", t.Key(), err)
 		}
-		owned = append(owned, elements...)
+		owned = slices.Concat(owned, chains, elements)
 	}
 	return owned, nil
 }
@@ -130,6 +123,8 @@ func nftFamily(name string) (byte, error) {
 		return unix.NFPROTO_IPV4, nil
 	case "ip6":
 		return unix.NFPROTO_IPV6, nil
+	case "bridge":
+		return unix.NFPROTO_BRIDGE, nil
 	}
 	return 0, fmt.Errorf("unknown nft family %q", name)
 }
@@ -140,6 +135,8 @@ func familyName(family byte) string {
 		return "ip"
 	case unix.NFPROTO_IPV6:
 		return "ip6"
+	case unix.NFPROTO_BRIDGE:
+		return "bridge"
 	}
 	return "inet"
 }
@@ -171,34 +168,40 @@ func (c *nfnl) ensureTable(t plan.Table) (made bool, err error) {
 	return true, nil
 }
 
-// intact reports whether the kernel has exactly t's rules.
+// intact reports whether the kernel has exactly t's rules, and whole chains of
+// other owners.
 func (c *nfnl) intact(family byte, t plan.Table) (bool, error) {
 	sum := tableSum(t)
-	var want, have []string
+	var want []string
 	for _, ch := range t.Chains {
 		for range ch.Rules {
 			want = append(want, ch.Name+string(ruleMark(sum, len(want))))
 		}
 	}
-	err := retryInterrupted(func() error {
-		have = have[:0]
-		inTable := func(b []byte) []byte { return attrString(b, unix.NFTA_RULE_TABLE, t.Name) }
-		return c.get(unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, family, inTable, func(m nfMsg) error {
-			var chain, mark string
-			for typ, b := range attrs(m.attrs) {
-				switch typ {
-				case unix.NFTA_RULE_CHAIN:
-					chain = cString(b)
-				case unix.NFTA_RULE_USERDATA:
-					mark = string(b)
-				}
-			}
-			have = append(have, chain+mark)
-			return nil
-		})
-	})
+	rules, err := c.rules(family, t.Name, "")
+	if err != nil {
+		return false, err
+	}
+	var have []string
+	others := map[string][]string{}
+	for _, r := range rules {
+		if isTableChain(r.chain) {
+			others[r.chain] = append(others[r.chain], r.mark)
+			continue
+		}
+		have = append(have, r.chain+r.mark)
+	}
 	// The kernel lists chains in the order of their making.
-	return slices.Equal(want, have), err
+	if !slices.Equal(want, have) || !slices.ContainsFunc(t.Sets, func(s plan.Set) bool { return s.Data == "verdict" }) {
+		return slices.Equal(want, have), nil
+	}
+	names, err := c.chainNames(family, t.Name)
+	for _, name := range names {
+		if isTableChain(name) && !wholeChain(others[name]) {
+			return false, err
+		}
+	}
+	return true, err
 }
 
 // tableSum is a hash of everything t asks for.
@@ -287,13 +290,27 @@ func replaceTable(family byte, t plan.Table) error {
 	if err != nil {
 		return err
 	}
+	// Verdict maps hold the chains of other owners: both are made anew by them.
+	kept, err := dropSets(conn, table, t.Sets)
+	if err != nil {
+		return err
+	}
 	for _, ch := range chains {
 		if ch.Table.Name == t.Name {
 			conn.DelChain(ch)
 		}
 	}
-	if err := replaceSets(conn, table, t.Sets); err != nil {
-		return err
+	for _, s := range t.Sets {
+		if kept[s.Name] {
+			continue
+		}
+		lib, err := nftSet(table, s)
+		if err == nil {
+			err = conn.AddSet(lib, nil)
+		}
+		if err != nil {
+			return fmt.Errorf("set %s: %w", s.Name, err)
+		}
 	}
 	for _, ch := range t.Chains {
 		lib, err := nftChain(table, ch)
@@ -319,33 +336,19 @@ func replaceTable(family byte, t plan.Table) error {
 	return conn.Flush()
 }
 
-func replaceSets(conn *nftables.Conn, table *nftables.Table, want []plan.Set) error {
+// dropSets deletes the sets that are not as wanted, and returns the others.
+func dropSets(conn *nftables.Conn, table *nftables.Table, want []plan.Set) (kept map[string]bool, err error) {
 	have, err := conn.GetSets(table)
-	if err != nil {
-		return err
-	}
-	kept := map[string]bool{}
+	kept = map[string]bool{}
 	for _, s := range have {
 		i := slices.IndexFunc(want, func(w plan.Set) bool { return w.Name == s.Name })
-		if i >= 0 && want[i].Type == s.KeyType.Name && want[i].Data == s.DataType.Name {
+		if i >= 0 && want[i].Data != "verdict" && want[i].Type == s.KeyType.Name && want[i].Data == s.DataType.Name {
 			kept[s.Name] = true
 		} else if !s.Anonymous {
 			conn.DelSet(s)
 		}
 	}
-	for _, w := range want {
-		if kept[w.Name] {
-			continue
-		}
-		s, err := nftSet(table, w)
-		if err != nil {
-			return fmt.Errorf("set %s: %w", w.Name, err)
-		}
-		if err := conn.AddSet(s, nil); err != nil {
-			return fmt.Errorf("set %s: %w", w.Name, err)
-		}
-	}
-	return nil
+	return kept, err
 }
 
 func nftSet(table *nftables.Table, s plan.Set) (*nftables.Set, error) {
@@ -394,55 +397,4 @@ func nftChain(table *nftables.Table, c plan.Chain) (*nftables.Chain, error) {
 	lib.Type = nftables.ChainType(c.Type)
 	lib.Priority = nftables.ChainPriorityRef(nftables.ChainPriority(c.Priority))
 	return lib, nil
-}
-
-// explainNft names the part of nf_tables that the kernel lacks, if that is
-// why. A transaction does not say which of its messages failed in a way that
-// could be told apart, so each part is tried by itself, on a table that is
-// deleted in the transaction that makes it.
-func explainNft(err error) error {
-	if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EAFNOSUPPORT) {
-		return err
-	}
-	for _, part := range []struct {
-		what, config string
-		chain        string
-		rule         string
-	}{
-		{"nf_tables in family inet", "NF_TABLES_INET", "", ""},
-		{"nf_tables NAT chains", "NFT_NAT", "nat", ""},
-		{"nf_tables masquerading", "NFT_MASQ", "nat", "masquerade"},
-		{"nf_tables connection tracking", "NFT_CT", "filter", "ct state established accept"},
-		{"nf_tables address types", "NFT_FIB_INET", "filter", "fib daddr type local accept"},
-		{"nf_tables matching of device kinds", "NF_TABLES of Linux 5.1", "filter", `meta oifkind "bridge" accept`},
-	} {
-		if probe := tryNft(part.chain, part.rule); probe != nil {
-			return fmt.Errorf("kernel lacks %s (CONFIG_%s): %w", part.what, part.config, errors.Join(err, probe))
-		}
-	}
-	return err
-}
-
-func tryNft(chainType, rule string) error {
-	conn, err := nftables.New(nftables.AsLasting())
-	if err != nil {
-		return nil
-	}
-	defer conn.CloseLasting()
-	t := plan.Table{Family: "inet", Name: "sandnet-probe"}
-	table := conn.AddTable(&nftables.Table{Name: t.Name, Family: nftables.TableFamilyINet})
-	if chainType != "" {
-		chain, err := nftChain(table, plan.Chain{Name: "probe", Type: chainType, Hook: "postrouting"})
-		if err != nil {
-			return nil
-		}
-		conn.AddChain(chain)
-		var exprs []expr.Any
-		if exprs, err = compileRule(t, rule); err != nil {
-			return nil
-		}
-		conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: exprs})
-	}
-	conn.DelTable(table)
-	return conn.Flush()
 }

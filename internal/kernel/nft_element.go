@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 
 	"github.com/sandnet/sandnet/internal/crash"
@@ -17,6 +16,7 @@ import (
 type elementGroup struct {
 	family     byte
 	table, set string
+	verdicts   bool // the data are
 	elements   []element
 }
 
@@ -57,6 +57,7 @@ func groupElements(objs []plan.Element) ([]*elementGroup, error) {
 			g = known{elementGroup: &elementGroup{family: family, table: o.Table, set: o.Set.Name}, seen: map[string]bool{}}
 			if g.key, err = typesNamed(o.Set.Type); err == nil && o.Set.Data != "" {
 				g.data, err = typesNamed(o.Set.Data)
+				g.verdicts = o.Set.Data == "verdict"
 			}
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", o.Key(), err)
@@ -81,29 +82,47 @@ func groupElements(objs []plan.Element) ([]*elementGroup, error) {
 	return groups, nil
 }
 
-// ensureElements adds all in one transaction. An element that is there with
-// the same data is none for the kernel, which tells us of those it made. One
-// with other data fails the transaction: then, and only then, they are looked
-// up, and what differs is replaced in a second one.
-func (c *nfnl) ensureElements(objs []plan.Element) (int, error) {
+// ensureMembers adds chains and elements, all in one transaction. An element
+// that is there with the same data is none for the kernel, which tells us of
+// those it made. One with other data fails the transaction: then, and only
+// then, they are looked up, and what differs is replaced in a second one.
+func (c *nfnl) ensureMembers(chains []plan.TableChain, objs []plan.Element) (int, error) {
 	groups, err := groupElements(objs)
-	if err != nil || len(groups) == 0 {
+	if err != nil || len(groups)+len(chains) == 0 {
 		return 0, err
 	}
-	out := c.elements(c.begin(), groups, unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE|unix.NLM_F_ECHO, absent)
+	if chains, err = c.differing(chains); err != nil {
+		return 0, err
+	}
+	begin, err := c.chains(c.begin(), chains)
+	if err != nil {
+		return 0, err
+	}
+	out := c.elements(slices.Clone(begin), groups, unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE|unix.NLM_F_ECHO, absent)
 	crash.Point("nft commit")
 	made, err := c.commit(out)
+	if err == nil {
+		return made + len(chains), nil
+	}
 	if !errors.Is(err, unix.EEXIST) {
+		if less := c.withoutBridge(groups, err); len(less) < len(groups) {
+			return c.ensureGroups(begin, less, len(chains))
+		}
 		return made, elementsError(groups, err)
 	}
 	if err := c.lookUp(groups); err != nil {
 		return 0, err
 	}
-	out = c.elements(c.begin(), groups, unix.NFT_MSG_DELSETELEM, 0, other)
+	return c.ensureGroups(begin, groups, len(chains))
+}
+
+// ensureGroups is the transaction after begin for groups whose states are known.
+func (c *nfnl) ensureGroups(begin []byte, groups []*elementGroup, more int) (int, error) {
+	out := c.elements(begin, groups, unix.NFT_MSG_DELSETELEM, 0, other)
 	out = c.elements(out, groups, unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE|unix.NLM_F_ECHO, absent, other)
 	crash.Point("nft commit")
-	made, err = c.commit(out)
-	return made, elementsError(groups, err)
+	made, err := c.commit(out)
+	return made + more, elementsError(groups, err)
 }
 
 // deleteElements looks first, since the kernel deletes by key whatever the
@@ -169,13 +188,23 @@ func (c *nfnl) elementMessage(out []byte, g *elementGroup, typ, flags uint16, el
 				b = nest(b, unix.NFTA_LIST_ELEM, func(b []byte) []byte {
 					b = nest(b, unix.NFTA_SET_ELEM_KEY, func(b []byte) []byte { return attr(b, unix.NFTA_DATA_VALUE, e.key) })
 					if e.data != nil && typ == unix.NFT_MSG_NEWSETELEM {
-						b = nest(b, unix.NFTA_SET_ELEM_DATA, func(b []byte) []byte { return attr(b, unix.NFTA_DATA_VALUE, e.data) })
+						b = nest(b, unix.NFTA_SET_ELEM_DATA, func(b []byte) []byte { return elementData(b, g.verdicts, e.data) })
 					}
 					return b
 				})
 			}
 			return b
 		})
+	})
+}
+
+func elementData(b []byte, verdict bool, data []byte) []byte {
+	if !verdict {
+		return attr(b, unix.NFTA_DATA_VALUE, data)
+	}
+	return nest(b, unix.NFTA_DATA_VERDICT, func(b []byte) []byte {
+		b = attr(b, unix.NFTA_VERDICT_CODE, data[:4])
+		return attrString(b, unix.NFTA_VERDICT_CHAIN, string(data[4:]))
 	})
 }
 
@@ -222,8 +251,11 @@ func (c *nfnl) lookUpSome(g *elementGroup, elements []element) error {
 func listed(b []byte) func(yield func(key, data []byte) bool) {
 	value := func(b []byte) []byte {
 		for typ, v := range attrs(b) {
-			if typ == unix.NFTA_DATA_VALUE {
+			switch typ {
+			case unix.NFTA_DATA_VALUE:
 				return v
+			case unix.NFTA_DATA_VERDICT:
+				return jumpData(v)
 			}
 		}
 		return nil
@@ -251,24 +283,33 @@ func listed(b []byte) func(yield func(key, data []byte) bool) {
 	}
 }
 
+// jumpData is the form in which parseVerdict gives one.
+func jumpData(b []byte) []byte {
+	var code, chain []byte
+	for typ, v := range attrs(b) {
+		switch typ {
+		case unix.NFTA_VERDICT_CODE:
+			code = v
+		case unix.NFTA_VERDICT_CHAIN:
+			chain = []byte(cString(v))
+		}
+	}
+	return append(slices.Clone(code), chain...)
+}
+
 // tableElements lists the elements of every set of t.
 func (c *nfnl) tableElements(t plan.Table) ([]plan.Object, error) {
 	family, err := nftFamily(t.Family)
 	if err != nil {
 		return nil, err
 	}
-	conn, err := nftables.New(nftables.AsLasting())
-	if err != nil {
-		return nil, err
-	}
-	defer conn.CloseLasting()
-	sets, err := conn.GetSets(&nftables.Table{Name: t.Name, Family: nftables.TableFamily(family)})
+	sets, err := c.sets(family, t.Name)
 	if err != nil {
 		return nil, err
 	}
 	var all []plan.Object
 	for _, s := range sets {
-		found, err := c.setElements(family, t, plan.Set{Name: s.Name, Type: s.KeyType.Name, Data: s.DataType.Name})
+		found, err := c.setElements(family, t, s)
 		if err != nil {
 			return all, fmt.Errorf("set %s: %w", s.Name, err)
 		}

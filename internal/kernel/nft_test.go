@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sandnet/sandnet/internal/firewall"
+	"github.com/sandnet/sandnet/internal/firewall/nftables"
 	"github.com/sandnet/sandnet/internal/plan"
 	"github.com/sandnet/sandnet/internal/spec"
 )
@@ -59,21 +60,21 @@ func published(n int) []plan.Object {
 	var objs []plan.Object
 	for i := range n {
 		p := spec.Port{HostIP: netip.IPv4Unspecified(), HostPort: uint16(8000 + i), Port: 80, Proto: spec.TCP}
-		objs = append(objs, firewall.Publish(p, netip.MustParseAddr("172.30.0.2"))...)
+		objs = append(objs, publish(p, "172.30.0.2")...)
 	}
 	return elementsOf(objs)
 }
 
 // example is the elements of two networks and three published ports, each once.
 func example() []plan.Object {
-	objs := firewall.Network(spec.Network{Bridge: "sandnet0"})
-	objs = append(objs, firewall.Network(spec.Network{Bridge: "sn-0123456789ab", NoICC: true, Internal: true})...)
+	objs := fw.Network(testMark, spec.Network{Bridge: "sandnet0"})
+	objs = append(objs, fw.Network(testMark, spec.Network{Bridge: "sn-0123456789ab", NoICC: true, Internal: true})...)
 	for i, p := range []spec.Port{
 		{HostIP: netip.IPv4Unspecified(), HostPort: 8080, Port: 80, Proto: spec.TCP},
 		{HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: 5353, Port: 53, Proto: spec.UDP},
 		{HostIP: netip.MustParseAddr("192.0.2.1"), HostPort: 9, Port: 65535, Proto: spec.SCTP},
 	} {
-		objs = append(objs, firewall.Publish(p, netip.AddrFrom4([4]byte{172, 30, 0, byte(2 + i)}))...)
+		objs = append(objs, publish(p, fmt.Sprintf("172.30.0.%d", 2+i))...)
 	}
 	return elementsOf(objs)
 }
@@ -85,33 +86,87 @@ func normal(s string) string {
 	return regexp.MustCompile(`\s*\n\s*`).ReplaceAllString(s, "\n")
 }
 
-// TestNftListsAsWritten compares our compiler with nft's.
+// lines is a text with its lines sorted.
+func lines(s string) string { return strings.Join(slices.Sorted(strings.Lines(s)), "") }
+
+// TestNftListsAsWritten compares our compiler with nft's. What nft lists but
+// cannot read, a concatenation with a field that it has no name for, is left
+// out of the second half.
 func TestNftListsAsWritten(t *testing.T) {
-	ownNetns(t)
-	table := hostTable()[0].(plan.Table)
-	mustEnsureNft(t, 1, table)
-	mustEnsureNft(t, -1, example()...)
-	ours := output(t, "nft", "list", "ruleset")
-	for _, c := range table.Chains {
-		for _, r := range c.Rules {
-			if !strings.Contains(ours, "\t\t"+r+"\n") {
-				t.Errorf("nft does not list %q", r)
+	for _, table := range []plan.Table{hostTable()[0].(plan.Table), spoofTable()} {
+		t.Run(table.Family, func(t *testing.T) {
+			ownNetns(t)
+			mustEnsureNft(t, 1, table)
+			ours := output(t, "nft", "list", "ruleset")
+			var readable []plan.Chain
+			for _, c := range table.Chains {
+				for _, r := range c.Rules {
+					if !strings.Contains(ours, "\t\t"+r+"\n") {
+						t.Errorf("nft does not list %q", r)
+					}
+				}
+				c.Rules = slices.DeleteFunc(slices.Clone(c.Rules), func(r string) bool { return strings.Contains(r, ". @th,") })
+				readable = append(readable, c)
 			}
+			output(t, "nft", "flush", "ruleset")
+			table.Chains = readable
+			text := table.Commands()
+			load := exec.Command("nft", "-f", "-")
+			load.Stdin = strings.NewReader(strings.Join(text[1:len(text)-1], "\n"))
+			if out, err := load.CombinedOutput(); err != nil {
+				t.Fatalf("nft -f: %v: %s", err, out)
+			}
+			members := membersOf(table.Family)
+			for _, o := range members {
+				for _, cmd := range o.Commands() {
+					output(t, "sh", "-c", cmd)
+				}
+			}
+			theirs := output(t, "nft", "list", "ruleset")
+			output(t, "nft", "flush", "ruleset")
+			mustEnsureNft(t, 1, table)
+			mustEnsureNft(t, len(members), members...)
+			if ours := output(t, "nft", "list", "ruleset"); normal(ours) != normal(theirs) {
+				t.Errorf("ours:\n%s\nnft's:\n%s", ours, theirs)
+			}
+		})
+	}
+}
+
+func spoofTable() plan.Table { return firewall.AntiSpoof(testMark).(plan.Table) }
+
+// membersOf are chains and elements of every kind in the family's table.
+func membersOf(table string) []plan.Object {
+	ep := spec.Endpoint{HostInterface: "sv3f2a91c0d1e0", MAC: "02:42:ac:1e:00:02",
+		Addresses: []netip.Prefix{netip.MustParsePrefix("172.30.0.2/16"), netip.MustParsePrefix("fd00:30::2/64")}}
+	if table == "bridge" {
+		return firewall.Own(ep)
+	}
+	for _, ip := range []string{"0.0.0.0", "::", "192.0.2.1", "2001:db8::1"} {
+		ep.Ports = append(ep.Ports, spec.Port{HostIP: netip.MustParseAddr(ip), HostPort: 8080, Port: 80, Proto: spec.TCP})
+	}
+	s := spec.Sandbox{ID: "3f2a91c0d1e4b5a6"}
+	for _, r := range []spec.EgressRule{
+		{Allow: true, To: netip.MustParsePrefix("192.0.2.0/24"), Port: 53, Proto: spec.UDP},
+		{To: netip.MustParsePrefix("10.128.0.0/9")},
+		{To: netip.MustParsePrefix("0.0.0.0/0"), Proto: spec.TCP},
+		{Allow: true, To: netip.MustParsePrefix("2001:db8::/33"), Port: 443, Proto: spec.TCP},
+		{To: netip.MustParsePrefix("2001:db8::7/128")},
+	} {
+		s.Egress = append(s.Egress, r)
+	}
+	var out []plan.Object
+	seen := map[string]bool{}
+	for _, o := range append(fw.Network(testMark, spec.Network{Bridge: "sandnet0"}), fw.Endpoint(testMark, s, ep, spec.Network{})...) {
+		if seen[o.Key()] {
+			continue
+		}
+		seen[o.Key()] = true
+		if e, ok := o.(plan.Element); family(o) == familyNft && !(ok && e.Family == "bridge") {
+			out = append(out, o)
 		}
 	}
-	output(t, "nft", "flush", "ruleset")
-	text := table.Commands()
-	load := exec.Command("nft", "-f", "-")
-	load.Stdin = strings.NewReader(strings.Join(text[1:len(text)-1], "\n"))
-	if out, err := load.CombinedOutput(); err != nil {
-		t.Fatalf("nft -f: %v: %s", err, out)
-	}
-	for _, o := range example() {
-		output(t, "sh", "-c", o.Commands()[0])
-	}
-	if theirs := output(t, "nft", "list", "ruleset"); normal(ours) != normal(theirs) {
-		t.Errorf("ours:\n%s\nnft's:\n%s", ours, theirs)
-	}
+	return out
 }
 
 func TestNftIdempotent(t *testing.T) {
@@ -169,7 +224,8 @@ func TestNftRepair(t *testing.T) {
 			output(t, "nft", damage)
 			mustEnsureNft(t, 1, table)
 			mustEnsureNft(t, -1, example()...)
-			if after := output(t, "nft", "-s", "list", "ruleset"); after != before {
+			// Verdict maps are made anew, after the others.
+			if after := output(t, "nft", "-s", "list", "ruleset"); lines(after) != lines(before) {
 				t.Errorf("before:\n%s\nafter:\n%s", before, after)
 			}
 		})
@@ -183,6 +239,41 @@ func TestNftRepair(t *testing.T) {
 		mustEnsureNft(t, 1, table)
 		mustEnsureNft(t, 0, table)
 	})
+}
+
+// TestNftTableChain has a chain of one sandbox in the table of all.
+func TestNftTableChain(t *testing.T) {
+	ownNetns(t)
+	table, members := hostTable()[0], membersOf("inet")
+	mustEnsureNft(t, 1, table)
+	mustEnsureNft(t, len(members), members...)
+	mustEnsureNft(t, 0, append([]plan.Object{table}, members...)...)
+	for _, damage := range []string{
+		"flush table inet sandnet", "flush ruleset", "flush chain inet sandnet forward",
+		"flush chain inet sandnet egress/3f2a91c0d1e4", "insert rule inet sandnet egress/3f2a91c0d1e4 accept",
+	} {
+		output(t, "nft", damage)
+		mustEnsureNft(t, 1, table)
+		mustEnsureNft(t, -1, members...)
+		mustEnsureNft(t, 0, append([]plan.Object{table}, members...)...)
+	}
+	owned, err := ownedNft(testMark)
+	if err != nil || len(owned) != 1+len(members) {
+		t.Errorf("owned %d objects, want %d; %v", len(owned), 1+len(members), err)
+	}
+	for _, m := range members {
+		if !slices.ContainsFunc(owned, func(o plan.Object) bool { return o.Key() == m.Key() }) {
+			t.Errorf("not owned: %s", m.Key())
+		}
+	}
+	for range 2 {
+		if err := deleteNft(members); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if owned, err := ownedNft(testMark); err != nil || len(owned) != 1 {
+		t.Errorf("left behind: %v, %v", owned, err)
+	}
 }
 
 // TestNftChangedTable replaces the skeleton under elements.
@@ -327,7 +418,7 @@ func BenchmarkNftElements(b *testing.B) {
 				ip = ip.Next()
 				for i := range fresh {
 					p := spec.Port{HostIP: ip, HostPort: uint16(8000 + i), Port: 80, Proto: spec.TCP}
-					fresh[i] = firewall.Publish(p, netip.MustParseAddr("172.30.0.2"))[1]
+					fresh[i] = elementsOf(publish(p, "172.30.0.2"))[0]
 				}
 				b.StartTimer()
 				mustEnsureNft(b, n, fresh...)
@@ -356,4 +447,18 @@ func BenchmarkNftElements(b *testing.B) {
 }
 
 // hostTable is the table alone of what a host needs.
-func hostTable() []plan.Object { return firewall.Host(testMark)[:1:1] }
+func hostTable() []plan.Object { return fw.Host(testMark, "")[:1:1] }
+
+var fw nftables.Firewall
+
+// publish is what a sandbox with this address, and nothing else, adds for a port.
+func publish(p spec.Port, to string) []plan.Object {
+	ep := spec.Endpoint{HostInterface: "sv3f2a91c0d1e0", MAC: "02:42:ac:1e:00:02", Ports: []spec.Port{p}}
+	if p.HostIP.IsValid() {
+		ep.Addresses = []netip.Prefix{netip.MustParsePrefix(to + "/16")}
+	}
+	return slices.DeleteFunc(fw.Endpoint(testMark, spec.Sandbox{}, ep, spec.Network{}), func(o plan.Object) bool {
+		e, ok := o.(plan.Element)
+		return ok && e.Family == "bridge"
+	})
+}

@@ -182,9 +182,9 @@ func (l *lab) ask(from, proto, to string) string {
 
 func labPlan() []plan.Object {
 	objs := hostTable()
-	objs = append(objs, firewall.Network(spec.Network{Bridge: "sandnet0"})...)
-	objs = append(objs, firewall.Network(spec.Network{Bridge: "sn-apart", NoICC: true})...)
-	objs = append(objs, firewall.Network(spec.Network{Bridge: "sn-inner", Internal: true})...)
+	objs = append(objs, fw.Network(testMark, spec.Network{Bridge: "sandnet0"})...)
+	objs = append(objs, fw.Network(testMark, spec.Network{Bridge: "sn-apart", NoICC: true})...)
+	objs = append(objs, fw.Network(testMark, spec.Network{Bridge: "sn-inner", Internal: true})...)
 	for _, proto := range []spec.Proto{spec.TCP, spec.UDP} {
 		for _, p := range []struct {
 			ip   string
@@ -199,7 +199,7 @@ func labPlan() []plan.Object {
 			{"0.0.0.0", 8095, "172.30.2.2"},
 		} {
 			port := spec.Port{HostIP: netip.MustParseAddr(p.ip), HostPort: p.port, Port: 80, Proto: proto}
-			objs = append(objs, firewall.Publish(port, netip.MustParseAddr(p.to))...)
+			objs = append(objs, publish(port, p.to)...)
 		}
 	}
 	return objs
@@ -215,7 +215,7 @@ func TestTraffic(t *testing.T) {
 			l := newLab(t, c.bridgeNF)
 			output(t, "iptables", "-P", "FORWARD", policy)
 			for _, o := range labPlan() {
-				if _, isPort := o.(plan.HostPort); !isPort {
+				if family(o) == familyNft {
 					mustEnsureNft(t, -1, o)
 				}
 			}
@@ -227,7 +227,7 @@ func TestTraffic(t *testing.T) {
 				t.Fatalf("ForeignForward says %q", chain)
 			}
 			if chain != "" {
-				if _, err := ensureRules([]plan.Rule{firewall.AcceptIn(chain).(plan.Rule)}); err != nil {
+				if _, err := ensureRules(only[plan.Rule](firewall.AcceptIn(chain))); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -2,6 +2,7 @@ package plan
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 )
 
@@ -92,6 +93,137 @@ func (e Element) Commands() []string {
 		data = " : " + e.Data
 	}
 	return []string{fmt.Sprintf("nft add element %s %s %s '{ %s%s }'", e.Family, e.Table, e.Set.Name, e.Entry, data)}
+}
+
+// TableChain is a chain of a Table with an owner of its own, who has it jumped
+// to from a verdict map. Its name holds a slash, which no name of the
+// Table's own chains does.
+type TableChain struct {
+	Family string   `json:"family"`
+	Table  string   `json:"table"`
+	Name   string   `json:"name"`
+	Rules  []string `json:"rules"`
+}
+
+func (TableChain) Kind() Kind    { return KindTableChain }
+func (c TableChain) Key() string { return fmt.Sprintf("chain %s %s %s", c.Family, c.Table, c.Name) }
+func (c TableChain) Commands() []string {
+	out := []string{fmt.Sprintf("nft add chain %s %s %s", c.Family, c.Table, c.Name)}
+	for _, r := range c.Rules {
+		out = append(out, fmt.Sprintf("nft add rule %s %s %s %s", c.Family, c.Table, c.Name, quote(r)))
+	}
+	return out
+}
+
+// Chains are the iptables rules of one owner, in one family: chains of its own
+// and, in the chains of others, the rules that lead there. They come with one
+// iptables-restore and go with another, however many they are.
+type Chains struct {
+	// Family is "ip" or "ip6".
+	Family string `json:"family"`
+	// Name tells the owner's from others'.
+	Name string `json:"name"`
+	// Mark is in the first rule of each chain and in each rule of a built-in
+	// chain: it says whose they are, as a Link's does.
+	Mark   uint32     `json:"mark"`
+	Tables []ChainsOf `json:"tables"`
+}
+
+// ChainsOf is the part of Chains in one iptables table.
+type ChainsOf struct {
+	Table  string      `json:"table"`
+	Chains []RuleChain `json:"chains,omitempty"`
+	// Rules go to the end of other owners' chains; those of a built-in chain
+	// to its top.
+	Rules []PlacedRule `json:"rules,omitempty"`
+}
+
+// RuleChain is an iptables chain with its rules, as iptables-save prints them
+// behind "-A CHAIN ".
+type RuleChain struct {
+	Name  string   `json:"name"`
+	Rules []string `json:"rules,omitempty"`
+}
+
+// PlacedRule is a rule in a chain of another owner.
+type PlacedRule struct {
+	Chain string `json:"chain"`
+	Rule  string `json:"rule"`
+}
+
+// BuiltIn reports whether the rule is in a chain of iptables' own.
+func (r PlacedRule) BuiltIn() bool { return !strings.HasPrefix(r.Chain, ChainPrefix) }
+
+// ChainPrefix is what the names of all our iptables chains begin with.
+const ChainPrefix = "SANDNET-"
+
+// Comment marks a rule as that of the sandnet with this mark.
+func (c Chains) Comment() string { return ChainsComment(c.Mark) }
+
+// ChainsComment is the comment match of the sandnet with this mark.
+func ChainsComment(mark uint32) string {
+	return fmt.Sprintf(`-m comment --comment "made by sandnet %d"`, mark)
+}
+
+func (Chains) Kind() Kind    { return KindChains }
+func (c Chains) Key() string { return "chains " + c.Family + " " + c.Name }
+
+// Restore is the input of iptables-restore --noflush that makes the chains
+// where there are none of that name: -N fails otherwise.
+func (c Chains) Restore() []string {
+	var out []string
+	for _, t := range c.Tables {
+		out = append(out, "*"+t.Table)
+		for _, ch := range t.Chains {
+			out = append(out, "-N "+ch.Name, "-A "+ch.Name+" "+c.Comment())
+			for _, r := range ch.Rules {
+				out = append(out, "-A "+ch.Name+" "+r)
+			}
+		}
+		for _, r := range t.Rules {
+			out = append(out, c.Place(r))
+		}
+		out = append(out, "COMMIT")
+	}
+	return out
+}
+
+// Place is the command that puts the rule where it belongs.
+func (c Chains) Place(r PlacedRule) string {
+	if r.BuiltIn() {
+		return "-I " + r.Chain + " 1 " + r.Rule
+	}
+	return "-A " + r.Chain + " " + r.Rule
+}
+
+// Commands is the chains as iptables-restore reads them.
+func (c Chains) Commands() []string {
+	cmd := "iptables-restore"
+	if c.Family == "ip6" {
+		cmd = "ip6tables-restore"
+	}
+	return append(append([]string{cmd + " --noflush -w <<'EOF'"}, c.Restore()...), "EOF")
+}
+
+// Flow is what the kernel remembers of a published UDP port: packets to IP and
+// Port of the host, translated to To. Made, flows that go elsewhere are
+// forgotten; deleted, those that go there: a UDP flow would otherwise stay on
+// its old path for as long as packets come.
+type Flow struct {
+	// IP is the host's address, unspecified for all.
+	IP   netip.Addr     `json:"ip"`
+	Port uint16         `json:"port"`
+	To   netip.AddrPort `json:"to"`
+}
+
+func (Flow) Kind() Kind    { return KindFlow }
+func (f Flow) Key() string { return fmt.Sprintf("flow %s %s", netip.AddrPortFrom(f.IP, f.Port), f.To) }
+func (f Flow) Commands() []string {
+	dst := ""
+	if !f.IP.IsUnspecified() {
+		dst = fmt.Sprintf(" --orig-dst %s", f.IP)
+	}
+	return []string{fmt.Sprintf("conntrack -D -p udp%s --orig-port-dst %d # but those to %s", dst, f.Port, f.To)}
 }
 
 // Rule is a rule in a chain that is not ours (Docker's DOCKER-USER, the

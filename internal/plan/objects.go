@@ -9,20 +9,23 @@ import (
 
 // The kinds of objects.
 const (
-	KindNetns     Kind = "netns"
-	KindLink      Kind = "link"
-	KindAddr      Kind = "addr"
-	KindRoute     Kind = "route"
-	KindSysctl    Kind = "sysctl"
-	KindTable     Kind = "table"
-	KindElement   Kind = "element"
-	KindRule      Kind = "rule"
-	KindHostPort  Kind = "hostport"
-	KindBindGuard Kind = "bindguard"
-	KindFile      Kind = "file"
-	KindSymlink   Kind = "symlink"
-	KindHostsLine Kind = "hostsline"
-	KindHostsFile Kind = "hostsfile"
+	KindNetns      Kind = "netns"
+	KindLink       Kind = "link"
+	KindAddr       Kind = "addr"
+	KindRoute      Kind = "route"
+	KindSysctl     Kind = "sysctl"
+	KindTable      Kind = "table"
+	KindElement    Kind = "element"
+	KindTableChain Kind = "tablechain"
+	KindChains     Kind = "chains"
+	KindFlow       Kind = "flow"
+	KindRule       Kind = "rule"
+	KindHostPort   Kind = "hostport"
+	KindBindGuard  Kind = "bindguard"
+	KindFile       Kind = "file"
+	KindSymlink    Kind = "symlink"
+	KindHostsLine  Kind = "hostsline"
+	KindHostsFile  Kind = "hostsfile"
 )
 
 // Netns is a network namespace pinned by a bind mount at Path. Deleting it

@@ -179,6 +179,12 @@ func decode(k Kind, raw []byte) (Object, error) {
 		return as[Table](raw)
 	case KindElement:
 		return as[Element](raw)
+	case KindTableChain:
+		return as[TableChain](raw)
+	case KindChains:
+		return as[Chains](raw)
+	case KindFlow:
+		return as[Flow](raw)
 	case KindRule:
 		return as[Rule](raw)
 	case KindHostPort:

@@ -26,6 +26,10 @@ func every() []Object {
 		Table{Family: "inet", Name: "t", Sets: []Set{{Name: "m", Type: "inet_proto . inet_service", Data: "ipv4_addr", Comment: "c"}},
 			Chains: []Chain{{Name: "c", Type: "nat", Hook: "output", Priority: -100, Rules: []string{"accept"}}}},
 		Element{Family: "inet", Table: "t", Set: Set{Name: "m", Type: "inet_proto . inet_service", Data: "ipv4_addr"}, Entry: "tcp . 80", Data: "10.1.0.2"},
+		TableChain{Family: "inet", Table: "t", Name: "egress/x", Rules: []string{"drop"}},
+		Chains{Family: "ip6", Name: "host", Mark: 83, Tables: []ChainsOf{{Table: "filter",
+			Chains: []RuleChain{{Name: "SANDNET-X", Rules: []string{"-j DROP"}}}, Rules: []PlacedRule{{"FORWARD", "-j SANDNET-X"}, {"SANDNET-Y", "-j SANDNET-X"}}}}},
+		Flow{IP: netip.IPv4Unspecified(), Port: 53, To: netip.MustParseAddrPort("10.1.0.2:53")},
 		Rule{Family: "ip6", Table: "filter", Chain: "FORWARD", Spec: []string{"-j", "ACCEPT"}},
 		HostPort{Proto: "tcp", IP: netip.IPv4Unspecified(), Port: 8080},
 		HostPort{Proto: "udp", IP: netip.IPv6Unspecified(), Port: 53, To: netip.AddrPortFrom(addr, 5353), Owner: 7},
@@ -48,8 +52,8 @@ func TestJSONKeepsEveryObject(t *testing.T) {
 		t.Fatal(err)
 	}
 	if d := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
-		cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b }),
-		cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); d != "" {
+		cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
+		cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); d != "" {
 		t.Error(d)
 	}
 	if want.Sum() != got.Sum() {

@@ -24,20 +24,22 @@ const module = "github.com/sandnet/sandnet"
 // Names without a dot are the module's own. A package that is not listed here
 // fails the test: it needs a place in the picture first.
 var imports = map[string][]string{
-	"internal/spec":      {},
-	"internal/plan":      {},
-	"internal/crash":     {},
-	"internal/firewall":  {"internal/spec", "internal/plan"},
-	"internal/reconcile": {"internal/plan"},
-	"internal/record":    {"internal/plan", "internal/crash", "golang.org/x/sys/unix"},
+	"internal/spec":              {},
+	"internal/plan":              {},
+	"internal/crash":             {},
+	"internal/firewall":          {"internal/spec", "internal/plan"},
+	"internal/firewall/nftables": {"internal/spec", "internal/plan", "internal/firewall"},
+	"internal/firewall/iptables": {"internal/spec", "internal/plan", "internal/firewall"},
+	"internal/reconcile":         {"internal/plan"},
+	"internal/record":            {"internal/plan", "internal/crash", "golang.org/x/sys/unix"},
 	"internal/kernel": {"internal/plan", "internal/spec", "internal/crash",
 		"github.com/vishvananda/netlink", "github.com/vishvananda/netlink/nl", "github.com/vishvananda/netns",
 		"github.com/coreos/go-iptables/iptables", "github.com/google/nftables", "github.com/google/nftables/",
 		"github.com/mdlayher/netlink", "github.com/songgao/water",
 		"golang.org/x/sys/unix"},
-	"modes":   {"internal/spec", "internal/plan", "internal/firewall"},
+	"modes":   {"internal/spec", "internal/plan"},
 	"sandbox": {"internal/spec", "internal/plan", "internal/reconcile", "internal/crash", "golang.org/x/sys/unix"},
-	"cmd/sandnet": {"internal/spec", "internal/plan", "internal/reconcile", "internal/record", "internal/kernel", "modes", "sandbox", "github.com/urfave/cli/v2", "golang.org/x/sys/unix",
+	"cmd/sandnet": {"internal/spec", "internal/plan", "internal/reconcile", "internal/record", "internal/kernel", "internal/firewall/nftables", "internal/firewall/iptables", "modes", "sandbox", "github.com/urfave/cli/v2", "golang.org/x/sys/unix",
 		"github.com/opencontainers/runtime-spec/specs-go", "github.com/containernetworking/cni/"},
 }
 
