@@ -56,18 +56,22 @@ func ForeignForward() (chain string, err error) {
 // legacy one, and nothing can be done about it either.
 func variants() (found []variant, err error) {
 	nft := variant{programs: []string{"iptables-nft", "iptables"}}
-	switch drops, err := nftPolicyDrops(chainForward); {
-	case err == nil:
-		nft.drops = drops
-		_, err := nftPolicyDrops(chainDocker)
-		nft.docker = err == nil
+	exists := false
+	for _, family := range []byte{unix.NFPROTO_IPV4, unix.NFPROTO_IPV6} {
+		switch drops, err := nftPolicyDrops(family, chainForward); {
+		case err == nil:
+			exists = true
+			_, err := nftPolicyDrops(family, chainDocker)
+			nft.drops, nft.docker = nft.drops || drops, nft.docker || err == nil
+		case !errors.Is(err, unix.ENOENT):
+			return nil, fmt.Errorf("chain %s: %w", chainForward, err)
+		}
+	}
+	if exists {
 		found = append(found, nft)
-	case !errors.Is(err, unix.ENOENT):
-		return nil, fmt.Errorf("chain %s: %w", chainForward, err)
 	}
 	// Asking the program would load the legacy tables where there are none.
-	names, _ := os.ReadFile("/proc/thread-self/net/ip_tables_names")
-	if !slices.Contains(strings.Fields(string(names)), "filter") {
+	if !legacyTables() {
 		return found, nil
 	}
 	legacy := variant{programs: []string{"iptables-legacy", "iptables"}}
@@ -89,9 +93,43 @@ func variants() (found []variant, err error) {
 	return append(found, legacy), nil
 }
 
-// nftPolicyDrops looks at a chain that iptables-nft keeps in table ip filter;
+// legacyTables reports whether the older home of iptables rules is in use.
+func legacyTables() bool {
+	names, _ := os.ReadFile("/proc/thread-self/net/ip_tables_names")
+	return slices.Contains(strings.Fields(string(names)), "filter")
+}
+
+// LegacyIptables reports whether iptables rules belong into the older home: it
+// is in use, and nf_tables is not.
+func LegacyIptables() bool {
+	if !legacyTables() {
+		return false
+	}
+	_, err := nftPolicyDrops(unix.NFPROTO_IPV4, chainForward)
+	return errors.Is(err, unix.ENOENT)
+}
+
+// HasNftables reports whether the kernel has nf_tables.
+func HasNftables() bool {
+	c, err := dialNfnl()
+	if err != nil {
+		return false
+	}
+	defer c.close()
+	_, err = c.generation()
+	return err == nil
+}
+
+func family4or6(name string) byte {
+	if name == "ip6" {
+		return unix.NFPROTO_IPV6
+	}
+	return unix.NFPROTO_IPV4
+}
+
+// nftPolicyDrops looks at a chain that iptables-nft keeps in table filter;
 // ENOENT if there is none.
-func nftPolicyDrops(chain string) (drops bool, err error) {
+func nftPolicyDrops(family byte, chain string) (drops bool, err error) {
 	c, err := dialNfnl()
 	if errors.Is(err, unix.EPROTONOSUPPORT) {
 		return false, unix.ENOENT
@@ -103,7 +141,7 @@ func nftPolicyDrops(chain string) (drops bool, err error) {
 	named := func(b []byte) []byte {
 		return attrString(attrString(b, unix.NFTA_CHAIN_TABLE, "filter"), unix.NFTA_CHAIN_NAME, chain)
 	}
-	err = c.get(unix.NFT_MSG_GETCHAIN, 0, unix.NFPROTO_IPV4, named, func(m nfMsg) error {
+	err = c.get(unix.NFT_MSG_GETCHAIN, 0, family, named, func(m nfMsg) error {
 		for typ, b := range attrs(m.attrs) {
 			if typ == unix.NFTA_CHAIN_POLICY {
 				drops = [4]byte(b) == [4]byte{} // NF_DROP, in network order
@@ -187,6 +225,9 @@ func eachRule(rules []plan.Rule, do func(*iptables.IPTables, plan.Rule) error) e
 
 func (v variant) withChain(r plan.Rule, do func(*iptables.IPTables, plan.Rule) error) error {
 	ipt, err := v.open(r.Family)
+	if r.Family == "ip6" && errors.Is(err, exec.ErrNotFound) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -204,27 +245,38 @@ func ownedRules() ([]plan.Rule, error) {
 	}
 	var owned []plan.Rule
 	for _, v := range vs {
-		ipt, err := v.open("ip")
-		if errors.Is(err, exec.ErrNotFound) {
-			continue // who had it inserted our rules with it
-		}
-		if err != nil {
-			return owned, err
-		}
-		chains := []string{chainForward}
-		if v.docker {
-			chains = append(chains, chainDocker)
-		}
-		for _, chain := range chains {
-			lines, err := ipt.List("filter", chain)
+		for _, family := range []string{"ip", "ip6"} {
+			found, err := v.ownedRules(family)
+			owned = append(owned, found...)
 			if err != nil {
-				return owned, fmt.Errorf("iptables chain %s: %w", chain, err)
+				return owned, err
 			}
-			for _, line := range lines {
-				spec, isRule := strings.CutPrefix(line, "-A "+chain+" ")
-				if words := strings.Fields(spec); isRule && hasComment(words) {
-					owned = append(owned, plan.Rule{Family: "ip", Table: "filter", Chain: chain, Spec: words})
-				}
+		}
+	}
+	return owned, nil
+}
+
+func (v variant) ownedRules(family string) ([]plan.Rule, error) {
+	ipt, err := v.open(family)
+	if errors.Is(err, exec.ErrNotFound) {
+		return nil, nil // who had it inserted our rules with it
+	}
+	if err != nil {
+		return nil, err
+	}
+	var owned []plan.Rule
+	for _, chain := range []string{chainForward, chainDocker} {
+		if exists, err := ipt.ChainExists("filter", chain); err != nil || !exists {
+			continue
+		}
+		lines, err := ipt.List("filter", chain)
+		if err != nil {
+			return owned, fmt.Errorf("%s chain %s: %w", family, chain, err)
+		}
+		for _, line := range lines {
+			spec, isRule := strings.CutPrefix(line, "-A "+chain+" ")
+			if words := strings.Fields(spec); isRule && hasComment(words) {
+				owned = append(owned, plan.Rule{Family: family, Table: "filter", Chain: chain, Spec: words})
 			}
 		}
 	}

@@ -311,24 +311,28 @@ func (k *Kernel) deleteOne(ctx context.Context, o plan.Object) error {
 }
 
 // Owned lists everything that carries our mark: links and namespaces by their
-// link group, the nftables table by its comment, with what is in it. Reserved
-// ports and rules in foreign chains carry no root's mark; they are ours if the
-// table is, which they go with. Files have no mark; records alone know them.
+// link group, the nftables tables and iptables chains by their comments, with
+// what is in them. Reserved ports and rules in foreign chains carry no root's
+// mark; they are ours if tables or chains are, which they go with. Files have no mark; records alone know them.
 func (k *Kernel) Owned(ctx context.Context) iter.Seq2[plan.Object, error] {
-	table := func(context.Context) ([]plan.Object, error) {
+	rules := func(context.Context) ([]plan.Object, error) {
 		objs, err := ownedNft(k.mark)
-		if err != nil || len(objs) == 0 {
+		if err != nil {
+			return objs, err
+		}
+		chains, err := objects(ownedChains(k.mark))
+		if objs = append(objs, chains...); err != nil || len(objs) == 0 {
 			return objs, err
 		}
 		ports, err := objects(machinePorts().owned())
 		if err != nil {
 			return objs, err
 		}
-		rules, err := objects(ownedRules())
-		return slices.Concat(objs, ports, rules), err
+		accept, err := objects(ownedRules())
+		return slices.Concat(objs, ports, accept), err
 	}
 	return func(yield func(plan.Object, error) bool) {
-		for _, source := range []func(context.Context) ([]plan.Object, error){k.ownedNetns, k.ownedLinks, table} {
+		for _, source := range []func(context.Context) ([]plan.Object, error){k.ownedNetns, k.ownedLinks, rules} {
 			objs, err := source(ctx)
 			if err != nil && !yield(nil, err) {
 				return

@@ -89,6 +89,27 @@ func (c *nfnl) begin() []byte {
 	return c.header(nil, unix.NFNL_MSG_BATCH_BEGIN, 0, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES, nil)
 }
 
+// beginAt is begin of a transaction that the kernel refuses, with ERESTART,
+// unless the rule set still has the generation.
+func (c *nfnl) beginAt(generation uint32) []byte {
+	return c.header(nil, unix.NFNL_MSG_BATCH_BEGIN, 0, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES, func(b []byte) []byte {
+		return attr(b, unix.NFNL_BATCH_GENID, binary.BigEndian.AppendUint32(nil, generation))
+	})
+}
+
+// generation counts the changes of the namespace's rule set.
+func (c *nfnl) generation() (n uint32, err error) {
+	err = c.get(unix.NFT_MSG_GETGEN, 0, unix.AF_UNSPEC, nil, func(m nfMsg) error {
+		for typ, b := range attrs(m.attrs) {
+			if typ == unix.NFTA_GEN_ID {
+				n = binary.BigEndian.Uint32(b)
+			}
+		}
+		return nil
+	})
+	return n, err
+}
+
 func (c *nfnl) commit(out []byte) (echoed int, err error) {
 	last, end := 0, 0
 	for next := 0; next < len(out); next = end {

@@ -1,10 +1,12 @@
 package kernel
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -13,6 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sandnet/sandnet/internal/firewall"
+	"github.com/sandnet/sandnet/internal/firewall/iptables"
+	"github.com/sandnet/sandnet/internal/firewall/nftables"
 	"github.com/sandnet/sandnet/internal/plan"
 	"github.com/sandnet/sandnet/internal/spec"
 )
@@ -180,11 +184,27 @@ func (l *lab) ask(from, proto, to string) string {
 	return string(b[:n])
 }
 
-func labPlan() []plan.Object {
-	objs := hostTable()
-	objs = append(objs, fw.Network(testMark, spec.Network{Bridge: "sandnet0"})...)
-	objs = append(objs, fw.Network(testMark, spec.Network{Bridge: "sn-apart", NoICC: true})...)
-	objs = append(objs, fw.Network(testMark, spec.Network{Bridge: "sn-inner", Internal: true})...)
+// ruler is what the two firewalls have in common.
+type ruler interface {
+	Name() string
+	Host(mark uint32, foreign string) []plan.Object
+	Network(mark uint32, n spec.Network) []plan.Object
+	Endpoint(mark uint32, s spec.Sandbox, ep spec.Endpoint, n spec.Network) []plan.Object
+}
+
+func labPlan(fw ruler) []plan.Object {
+	objs := fw.Host(testMark, "")
+	subnet := func(s string) []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix(s)} }
+	nets := []spec.Network{
+		{Bridge: "sandnet0", Subnets: subnet("172.30.0.0/24")},
+		{Bridge: "sn-apart", Subnets: subnet("172.30.1.0/24"), NoICC: true},
+		{Bridge: "sn-inner", Subnets: subnet("172.30.2.0/24"), Internal: true},
+	}
+	for _, n := range nets {
+		objs = append(objs, fw.Network(testMark, n)...)
+	}
+	eps := map[string]*spec.Endpoint{}
+	var order []string
 	for _, proto := range []spec.Proto{spec.TCP, spec.UDP} {
 		for _, p := range []struct {
 			ip   string
@@ -198,26 +218,49 @@ func labPlan() []plan.Object {
 			{"0.0.0.0", 8091, "172.30.1.3"},
 			{"0.0.0.0", 8095, "172.30.2.2"},
 		} {
-			port := spec.Port{HostIP: netip.MustParseAddr(p.ip), HostPort: p.port, Port: 80, Proto: proto}
-			objs = append(objs, publish(port, p.to)...)
+			if eps[p.to] == nil {
+				a := netip.MustParseAddr(p.to)
+				eps[p.to] = &spec.Endpoint{HostInterface: "sv-" + string(rune('a'+len(eps))), MAC: spec.MAC(a), Addresses: []netip.Prefix{netip.PrefixFrom(a, 24)}}
+				order = append(order, p.to)
+			}
+			eps[p.to].Ports = append(eps[p.to].Ports, spec.Port{HostIP: netip.MustParseAddr(p.ip), HostPort: p.port, Port: 80, Proto: proto})
 		}
+	}
+	for _, to := range order {
+		i := slices.IndexFunc(nets, func(n spec.Network) bool { return n.Subnets[0].Contains(netip.MustParseAddr(to)) })
+		objs = append(objs, fw.Endpoint(testMark, spec.Sandbox{}, *eps[to], nets[i])...)
 	}
 	return objs
 }
 
+// rulesOnly leaves what is about packets of the lab: it has no link groups.
+func rulesOnly(objs []plan.Object) []plan.Object {
+	return slices.DeleteFunc(objs, func(o plan.Object) bool {
+		e, isElement := o.(plan.Element)
+		t, isTable := o.(plan.Table)
+		return isElement && e.Family == "bridge" || isTable && t.Family == "bridge" || family(o) != familyNft && family(o) != familyChains
+	})
+}
+
 func TestTraffic(t *testing.T) {
 	for _, c := range []struct {
+		fw       ruler
 		policy   string
 		bridgeNF bool
-	}{{"ACCEPT", false}, {"ACCEPT", true}, {"DROP", false}, {"DROP", true}} {
+	}{
+		{nftables.Firewall{}, "ACCEPT", false}, {nftables.Firewall{}, "ACCEPT", true},
+		{nftables.Firewall{}, "DROP", false}, {nftables.Firewall{}, "DROP", true},
+		{iptables.Firewall{}, "ACCEPT", false}, {iptables.Firewall{}, "ACCEPT", true},
+		{iptables.Firewall{}, "DROP", false}, {iptables.Firewall{Legacy: true}, "DROP", true},
+	} {
 		policy := c.policy
-		t.Run(fmt.Sprintf("FORWARD %s, br_netfilter %t", policy, c.bridgeNF), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%s, FORWARD %s, br_netfilter %t", c.fw.Name(), policy, c.bridgeNF), func(t *testing.T) {
 			l := newLab(t, c.bridgeNF)
 			output(t, "iptables", "-P", "FORWARD", policy)
-			for _, o := range labPlan() {
-				if family(o) == familyNft {
-					mustEnsureNft(t, -1, o)
-				}
+			k := New(testMark, "")
+			defer k.Close()
+			if _, err := k.Ensure(context.Background(), rulesOnly(labPlan(c.fw))); err != nil {
+				t.Fatal(err)
 			}
 			chain, err := ForeignForward()
 			if err != nil {

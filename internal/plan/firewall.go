@@ -121,7 +121,12 @@ func (c TableChain) Commands() []string {
 type Chains struct {
 	// Family is "ip" or "ip6".
 	Family string `json:"family"`
-	// Name tells the owner's from others'.
+	// Legacy says that they are in the kernel's older home of iptables rules,
+	// and not in nf_tables.
+	Legacy bool `json:"legacy,omitempty"`
+	// Name tells the owner's from others': "host" or the name of a link, with
+	// which, after a dash, the names of its chains end. The rules in chains of
+	// other owners have such a name or the link's in them.
 	Name string `json:"name"`
 	// Mark is in the first rule of each chain and in each rule of a built-in
 	// chain: it says whose they are, as a Link's does.
@@ -166,7 +171,19 @@ func ChainsComment(mark uint32) string {
 }
 
 func (Chains) Kind() Kind    { return KindChains }
-func (c Chains) Key() string { return "chains " + c.Family + " " + c.Name }
+func (c Chains) Key() string { return "chains " + c.Program() + " " + c.Name }
+
+// Program is the iptables program of the family and the home of its rules.
+func (c Chains) Program() string {
+	name := "iptables"
+	if c.Family == "ip6" {
+		name = "ip6tables"
+	}
+	if c.Legacy {
+		return name + "-legacy"
+	}
+	return name + "-nft"
+}
 
 // Restore is the input of iptables-restore --noflush that makes the chains
 // where there are none of that name: -N fails otherwise.
@@ -198,11 +215,7 @@ func (c Chains) Place(r PlacedRule) string {
 
 // Commands is the chains as iptables-restore reads them.
 func (c Chains) Commands() []string {
-	cmd := "iptables-restore"
-	if c.Family == "ip6" {
-		cmd = "ip6tables-restore"
-	}
-	return append(append([]string{cmd + " --noflush -w <<'EOF'"}, c.Restore()...), "EOF")
+	return append(append([]string{c.Program() + "-restore --noflush -w <<'EOF'"}, c.Restore()...), "EOF")
 }
 
 // Flow is what the kernel remembers of a published UDP port: packets to IP and
