@@ -18,6 +18,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -254,9 +255,12 @@ func (m *Manager) recover(ctx context.Context, owner string, hostLocked bool) er
 
 // dropSandbox removes everything of a sandbox. The caller has its lock.
 func (m *Manager) dropSandbox(ctx context.Context, name string) error {
-	md, _, err := m.load(name)
+	md, p, err := m.load(name)
 	recorded := err == nil
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := m.dropJoinedLinks(ctx, name, p); err != nil {
 		return err
 	}
 	if err := m.engine.Remove(ctx, ownerPrefix+name); err != nil {
@@ -277,6 +281,20 @@ func (m *Manager) dropSandbox(ctx context.Context, name string) error {
 		errs = append(errs, m.pool(n).ReleaseOwner(name))
 	}
 	return errors.Join(errs...)
+}
+
+// dropJoinedLinks removes the links of a sandbox that others have joined: their
+// pins keep its namespace alive, and so the addresses in it.
+func (m *Manager) dropJoinedLinks(ctx context.Context, name string, p plan.Plan) error {
+	joined, err := os.ReadDir(m.paths.joined(name))
+	if errors.Is(err, fs.ErrNotExist) || len(joined) == 0 {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	links := slices.DeleteFunc(slices.Clone(p.Objects), func(o plan.Object) bool { return o.Kind() != plan.KindLink })
+	return m.host.Delete(ctx, links)
 }
 
 // discard ends a sandbox with all its processes, unless the name has gone to

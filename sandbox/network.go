@@ -310,9 +310,8 @@ func (m *Manager) PruneNetworks(ctx context.Context) ([]string, error) {
 			continue
 		}
 		err := m.removeNetwork(ctx, n.Name)
-		var busy *InUseError
-		if errors.As(err, &busy) {
-			continue
+		if errors.As(err, new(*InUseError)) || errors.As(err, new(*NotFoundError)) {
+			continue // in use, or removed meanwhile
 		}
 		if err != nil {
 			return removed, err

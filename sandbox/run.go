@@ -56,11 +56,11 @@ func (m *Manager) started(ctx context.Context, s spec.Sandbox, pid int) error {
 	}
 	defer unlock()
 	md, p, err := m.load(s.Name)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && md.Spec.ID != s.ID {
+		return fmt.Errorf("sandbox %s was removed before its command ran", s.Name)
+	}
 	if err != nil {
 		return err
-	}
-	if md.Spec.ID != s.ID {
-		return &NotFoundError{"sandbox", s.ID}
 	}
 	md.PID, md.Start = pid, m.host.ProcessStart(pid)
 	if p.Meta, err = plan.AppendJSON(nil, md); err != nil {
@@ -98,10 +98,24 @@ func (m *Manager) Exec(ctx context.Context, ref string, p spec.Process) (code in
 	if err != nil {
 		return 0, err
 	}
-	md, _, err := m.load(name)
-	if errors.Is(err, fs.ErrNotExist) {
+	code, err = m.exec(name, p)
+	if !errors.Is(err, fs.ErrNotExist) || errors.As(err, new(*spec.CommandError)) {
+		return code, err
+	}
+	// The sandbox is on record and yet not there: it is being made or removed.
+	unlock, err := m.lock(ctx, ownerPrefix+name)
+	if err != nil {
+		return 0, err
+	}
+	unlock()
+	if !m.store.Has(ownerPrefix + name) {
 		return 0, &NotFoundError{"sandbox", ref}
 	}
+	return m.exec(name, p)
+}
+
+func (m *Manager) exec(name string, p spec.Process) (code int, err error) {
+	md, _, err := m.load(name)
 	if err != nil {
 		return 0, err
 	}

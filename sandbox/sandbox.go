@@ -41,7 +41,7 @@ func (m *Manager) create(ctx context.Context, s spec.Sandbox) (View, error) {
 	if err := identify(&s); err != nil {
 		return View{}, err
 	}
-	unlock, err := m.lock(ctx, ownerPrefix+s.Name)
+	unlock, host, err := m.lockNew(ctx, s)
 	if err != nil {
 		return View{}, err
 	}
@@ -61,7 +61,7 @@ func (m *Manager) create(ctx context.Context, s spec.Sandbox) (View, error) {
 	if err := m.store.Begin(ownerPrefix + s.Name); err != nil {
 		return View{}, err
 	}
-	b := &build{m: m, s: s}
+	b := &build{m: m, s: s, joined: host}
 	defer b.release()
 	if err := b.gather(ctx); err != nil {
 		return View{}, errors.Join(err, m.dropSandbox(context.WithoutCancel(ctx), s.Name))
@@ -104,6 +104,8 @@ type build struct {
 	meta  meta
 	facts spec.Facts
 	held  []func()
+	// joined is the sandbox that is locked for being joined.
+	joined string
 	// dry allocates nothing: addresses and ports are what would be next.
 	dry bool
 }
@@ -214,51 +216,6 @@ func (b *build) endpoint(ctx context.Context, i int, a spec.Attachment) (spec.En
 // hostInterface is "sv", 11 digits of the ID and the endpoint's number:
 // within the 15 characters of an interface name.
 func hostInterface(id string, i int) string { return "sv" + id[:11] + strconv.FormatInt(int64(i), 36) }
-
-// join finds the namespace of ModeContainer.
-func (b *build) join() error {
-	m, ref := b.m, b.s.Join
-	// A number is a process, unless a sandbox has it for a name.
-	if pid, err := strconv.Atoi(ref); err == nil && pid > 0 && !m.store.Has(ownerPrefix+ref) {
-		path := fmt.Sprintf("/proc/%d/ns/net", pid)
-		if _, err := os.Stat(path); err == nil {
-			b.facts.JoinPath = path
-			return nil
-		}
-	}
-	name, err := m.resolve(ref)
-	var missing *NotFoundError
-	if errors.As(err, &missing) {
-		return gone(ref, "there is no such sandbox or process")
-	}
-	if err != nil {
-		return err
-	}
-	md, _, err := m.load(name)
-	// Who has joined another is in that one's namespace, which goes with it.
-	for err == nil && md.Spec.Mode == spec.ModeContainer {
-		_, number := strconv.Atoi(md.Spec.Join)
-		next, missing := m.resolve(md.Spec.Join)
-		if missing != nil || number == nil && next != md.Spec.Join {
-			break // it was a process
-		}
-		name = next
-		md, _, err = m.load(name)
-	}
-	if err != nil {
-		return err
-	}
-	if md.Netns == "" {
-		return gone(ref, "sandbox "+name+" has no namespace of its own; use --net host")
-	}
-	b.facts.JoinPath, b.facts.JoinEtcDir = md.Netns, m.paths.etc(name)
-	b.facts.JoinedPath = filepath.Join(m.paths.joined(name), b.s.Name)
-	return nil
-}
-
-func gone(ref, why string) error {
-	return &spec.InputError{What: "network mode", Value: "container:" + ref, Why: why}
-}
 
 // ports finds the host ports and keeps each bound until the kernel has its
 // reservation, so that nobody slips in between. A port without a host address
@@ -444,7 +401,7 @@ func (m *Manager) remove(ctx context.Context, name string, force bool) error {
 		return err
 	}
 	defer unlock()
-	md, p, err := m.load(name)
+	md, _, err := m.load(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return &NotFoundError{"sandbox", name}
 	}
@@ -467,18 +424,6 @@ func (m *Manager) remove(ctx context.Context, name string, force bool) error {
 	}
 	if force {
 		if err := m.killAll(md); err != nil {
-			return err
-		}
-	}
-	if len(joined) > 0 {
-		// Their pins keep the namespace, and so the links, alive.
-		var links []plan.Object
-		for _, o := range p.Objects {
-			if o.Kind() == plan.KindLink {
-				links = append(links, o)
-			}
-		}
-		if err := m.host.Delete(ctx, links); err != nil {
 			return err
 		}
 	}

@@ -8,6 +8,7 @@ package firewall
 
 import (
 	"fmt"
+	"hash/fnv"
 	"net/netip"
 
 	"github.com/sandnet/sandnet/internal/plan"
@@ -54,7 +55,7 @@ func Address(ep spec.Endpoint, p spec.Port) (netip.Addr, bool) {
 // Reserve plans the reservation of the host's port, and at the end what is to
 // be forgotten of it.
 func Reserve(p spec.Port, to netip.Addr) (first, last []plan.Object) {
-	first = []plan.Object{plan.HostPort{Proto: string(p.Proto), IP: p.HostIP, Port: p.HostPort, To: onLoopback6(p, to)}}
+	first = []plan.Object{plan.HostPort{Proto: string(p.Proto), IP: p.HostIP, Port: p.HostPort, To: onLoopback6(p, to), Owner: owner(to)}}
 	if p.Proto == spec.UDP && !OnLoopback6(p) {
 		last = []plan.Object{plan.Flow{IP: p.HostIP, Port: p.HostPort, To: netip.AddrPortFrom(to, p.Port)}}
 	}
@@ -72,6 +73,15 @@ func onLoopback6(p spec.Port, to netip.Addr) netip.AddrPort {
 		return netip.AddrPort{}
 	}
 	return netip.AddrPortFrom(to, p.Port)
+}
+
+// owner is what a sandbox's reservations are known by: its address, which
+// nobody else is given before the last of them is gone.
+func owner(a netip.Addr) uint32 {
+	h := fnv.New32a()
+	b := a.As16()
+	h.Write(b[:])
+	return h.Sum32()
 }
 
 // EgressDefault reports whether what no rule of the policy matches is denied.

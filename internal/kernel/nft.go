@@ -101,12 +101,18 @@ func ownedNft(mark uint32) ([]plan.Object, error) {
 		return nil, fmt.Errorf("nft tables: %w", err)
 	}
 	for _, t := range tables {
-		owned = append(owned, t)
 		chains, err := c.tableChains(t)
+		if errors.Is(err, unix.ENOENT) {
+			continue // removed since it was listed
+		}
 		if err != nil {
 			return owned, fmt.Errorf("%s: %w", t.Key(), err)
 		}
 		elements, err := c.tableElements(t)
+		if errors.Is(err, unix.ENOENT) {
+			continue // removed since it was listed
+		}
+		owned = append(owned, t)
 		if err != nil {
 			return owned, fmt.Errorf("%s: %w", t.Key(), err)
 		}

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -191,6 +192,34 @@ func TestContainerMode(t *testing.T) {
 }
 
 // A PID is any process's, one that sandnet knows nothing of.
+
+// What others have joined ends with its own command, too: its address and its
+// links go, also where the command that was to remove it is killed.
+func TestJoinedEnds(t *testing.T) {
+	t.Parallel()
+	for _, how := range []syscall.Signal{0, syscall.SIGKILL} {
+		h := lab.NewHost(t)
+		before := used(t, h)
+		h.OK("network", "create", "n", "--subnet", "10.61.0.0/24")
+		run := h.StartSandnet("run", "--name", "x", "--net", "n", "--ip", "10.61.0.9", "--", "sh", "-c", "echo ready; sleep 2")
+		run.Await("ready")
+		h.OK("create", "--name", "y", "--net", "container:x")
+		if how != 0 {
+			if err := run.Process.Signal(how); err != nil {
+				t.Fatal(err)
+			}
+		}
+		run.Result()
+		h.OK("create", "--name", "z", "--net", "n", "--ip", "10.61.0.9")
+		if got := h.OK("exec", "y", "--", "ip", "-4", "addr"); strings.Contains(got, "10.61.0.9") {
+			t.Errorf("after %v both y and z have the address:\n%s", how, got)
+		}
+		h.OK("rm", "y", "z")
+		h.OK("network", "rm", "n")
+		h.Unchanged(before, "rm of everything")
+	}
+}
+
 func TestContainerPID(t *testing.T) {
 	t.Parallel()
 	h := lab.NewHost(t)

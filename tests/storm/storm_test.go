@@ -1,0 +1,264 @@
+// Package storm has many sandnet processes work on one host at once, some of
+// them killed at random, while an observer looks on: nothing is ever held
+// twice, whoever was told that it has a sandbox has one that works, nobody
+// fails for a reason that is not said to the user, and at the end the host is
+// what it was. It contains nothing but tests.
+//
+// What each worker does follows from the seed, which is printed; when it does
+// it does not. -seed, -rounds and -operations change the
+// weather.
+package storm
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/sandnet/sandnet/tests/lab"
+)
+
+var (
+	seed       = flag.Uint64("seed", 0, "what the workers do; 0 for another one each time")
+	rounds     = flag.Int("rounds", 20, "how often the storm blows")
+	operations = flag.Int("operations", 200, "commands in a round, shared by the workers")
+)
+
+const (
+	workers = 8
+	// killed is how many of a hundred commands are killed, within lifetime of
+	// their start.
+	killed   = 20
+	lifetime = 40 * time.Millisecond
+)
+
+func TestMain(m *testing.M) { lab.Main(m, lab.Plain) }
+
+func TestStorm(t *testing.T) {
+	if *seed == 0 {
+		*seed = rand.Uint64N(1e9)
+	}
+	t.Logf("seed %d: repeat with -seed %[1]d", *seed)
+	h := lab.NewHost(t)
+	h.OK("gc") // the state directory exists from here on
+	before := h.Settled()
+	s := &storm{t: t, h: h}
+	for n := range *rounds {
+		s.round(n)
+		s.clear()
+		if i, d := h.Becomes(before); i < 0 {
+			t.Fatalf("round %d of seed %d: the host differs from what it was before:\n%s", n, *seed, d)
+		}
+	}
+	t.Logf("%d commands, %d of them killed, %d refused; %d sandboxes made, %d of them alive at the end of a round; %d claims and %d looks found nothing held twice",
+		s.started.Load(), s.killed.Load(), s.refused.Load(), s.made.Load(), s.survived, s.checked, s.looks)
+	if s.made.Load() == 0 || s.checked == 0 || s.looks == 0 || s.survived == 0 || s.killed.Load() == 0 {
+		t.Error("that was no storm")
+	}
+}
+
+type storm struct {
+	t                              *testing.T
+	h                              *lab.Host
+	started, killed, refused, made atomic.Int64
+	survived, checked, looks       int
+}
+
+// round lets the workers loose and then looks at what they leave.
+func (s *storm) round(n int) {
+	s.t.Helper()
+	books := newLedger()
+	watcher := &observer{h: s.h, faults: map[string]bool{}}
+	stop := make(chan struct{})
+	var all, watching sync.WaitGroup
+	watching.Go(func() { watcher.watch(stop) })
+	for w := range workers {
+		p := &pick{rand.New(rand.NewPCG(*seed, uint64(n*workers+w)))}
+		all.Go(func() {
+			s.h.Do(func() {
+				for range *operations / workers {
+					s.step(p, books)
+				}
+			})
+		})
+	}
+	all.Wait()
+	close(stop)
+	watching.Wait()
+	for fault := range watcher.faults {
+		s.t.Errorf("round %d: %s", n, fault)
+	}
+	for _, fault := range books.faults {
+		s.t.Errorf("round %d: %s", n, fault)
+	}
+	s.looks += watcher.looks
+	s.checked += books.checked
+	s.survivors(n, books)
+}
+
+// step is one command of a worker.
+func (s *storm) step(p *pick, books *ledger) {
+	c := p.op().make(p)
+	var fuse time.Duration
+	if p.chance(killed) {
+		fuse = time.Duration(p.Int64N(int64(lifetime)))
+	}
+	books.begin(c)
+	r := s.sandnet(fuse, c.args...)
+	books.end(c)
+	s.started.Add(1)
+	switch {
+	case r.Signal == syscall.SIGKILL && fuse > 0:
+		s.killed.Add(1)
+	case r.Code == 128+int(syscall.SIGKILL) && c.mortal:
+	case r.Code != 0:
+		s.refused.Add(1)
+		if !said(r.Stderr, c.refusals) {
+			s.t.Errorf("%s", r)
+		}
+	case r.Stderr != "":
+		s.t.Errorf("%s", r)
+	case c.makes != "":
+		s.made.Add(1)
+		stamp := books.stamp(c.makes)
+		if v, ok := s.inspect(r.Out()); ok {
+			books.made(stamp, v.Name, v.ID, v.claims())
+		}
+	}
+}
+
+func said(stderr string, reasons []string) bool {
+	return slices.ContainsFunc(reasons, func(reason string) bool { return strings.Contains(stderr, reason) })
+}
+
+// inspect asks for a sandbox by its ID; somebody may have removed it already.
+func (s *storm) inspect(id string) (view, bool) {
+	r := s.sandnet(0, "inspect", id)
+	var v []view
+	switch {
+	case r.Code == 0 && json.Unmarshal([]byte(r.Stdout), &v) == nil && len(v) == 1:
+		return v[0], true
+	case !strings.Contains(r.Stderr, "no such sandbox"):
+		s.t.Errorf("%s", r)
+	}
+	return view{}, false
+}
+
+// sandnet runs sandnet from the calling thread, and kills it after fuse unless
+// that is 0.
+func (s *storm) sandnet(fuse time.Duration, args ...string) lab.Result {
+	var stdout, stderr bytes.Buffer
+	cmd := exec.Command(s.h.Program, args...)
+	cmd.Env = []string{"SANDNET_ROOT=" + s.h.Root, "PATH=" + os.Getenv("PATH")}
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	cmd.WaitDelay = time.Second
+	r := lab.Result{Args: append([]string{"sandnet"}, args...)}
+	if err := cmd.Start(); err != nil {
+		s.t.Errorf("%s: %v", strings.Join(r.Args, " "), err)
+		return r
+	}
+	after, hangs := fuse, fuse == 0
+	if hangs {
+		after = lab.Patience
+	}
+	timer := time.AfterFunc(after, func() {
+		if hangs {
+			s.t.Errorf("%s hangs", strings.Join(r.Args, " "))
+		}
+		_ = cmd.Process.Kill()
+	})
+	err := cmd.Wait()
+	timer.Stop()
+	r.Stdout, r.Stderr = stdout.String(), stderr.String()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		r.Code = exit.ExitCode()
+		if ws, ok := exit.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+			r.Signal, r.Code = ws.Signal(), 128+int(ws.Signal())
+		}
+	}
+	return r
+}
+
+// survivors cleans up after those that were killed, and looks whether those
+// that were not have what they were told.
+func (s *storm) survivors(n int, books *ledger) {
+	s.t.Helper()
+	s.h.OK("gc")
+	var alive []view
+	list := map[string]string{}
+	for _, id := range strings.Fields(s.h.OK("ps", "-q")) {
+		var v []view
+		if err := json.Unmarshal([]byte(s.h.OK("inspect", id)), &v); err != nil {
+			s.t.Fatal(err)
+		}
+		alive = append(alive, v...)
+		list[v[0].Name] = v[0].ID
+	}
+	for name, id := range books.sure() {
+		if list[name] != id {
+			s.t.Errorf("round %d: sandbox %s (%.12s) was made and never removed, but is gone", n, name, id)
+		}
+	}
+	for _, v := range alive {
+		s.works(n, v)
+	}
+	s.survived += len(alive)
+}
+
+// works checks that a sandbox has what its description says: its addresses,
+// and the published ports that lead to it and nobody else can take.
+func (s *storm) works(n int, v view) {
+	s.t.Helper()
+	if len(v.Endpoints) == 0 {
+		return
+	}
+	_, addrs, err := addresses(v.Netns)
+	if err != nil {
+		s.t.Errorf("round %d: sandbox %s: %v", n, v.Name, err)
+	}
+	inside := s.h.Sandbox(v.Name)
+	inside.ServeTCP("0.0.0.0:80")
+	inside.ServeUDP("0.0.0.0:80")
+	for _, ep := range v.Endpoints {
+		for _, a := range ep.Addresses {
+			if !slices.Contains(addrs, a.Addr().String()) {
+				s.t.Errorf("round %d: sandbox %s does not have %s, but %v", n, v.Name, a, addrs)
+			}
+		}
+		for _, p := range ep.Ports {
+			addr := fmt.Sprintf("127.0.0.1:%d", p.HostPort)
+			s.h.Reaches(p.Protocol, addr, inside, "")
+			if err := s.h.Bind(p.Protocol+"4", addr); !errors.Is(err, syscall.EADDRINUSE) {
+				s.t.Errorf("round %d: %s/%s of sandbox %s can be taken by others (%v)", n, addr, p.Protocol, v.Name, err)
+			}
+		}
+	}
+}
+
+// clear removes everything.
+func (s *storm) clear() {
+	s.t.Helper()
+	s.h.Settled() // ends the servers, whose sockets would hold their namespaces
+	if ids := strings.Fields(s.h.OK("ps", "-q")); len(ids) > 0 {
+		s.h.OK(append([]string{"rm", "-f"}, ids...)...)
+	}
+	s.h.OK("network", "prune")
+	if s.h.Sandnet("network", "inspect", "bridge").Code == 0 {
+		s.h.OK("network", "rm", "bridge")
+	}
+	if left := s.h.OK("gc"); left != "" {
+		s.t.Errorf("gc finds, where everything was removed: %s", left)
+	}
+}
