@@ -19,7 +19,10 @@ import (
 func (m *Manager) lockNew(ctx context.Context, s spec.Sandbox) (unlock func(), joined string, err error) {
 	names := []string{s.Name}
 	if s.Mode == spec.ModeContainer {
-		if joined, _, err = m.joinedBy(s); err == nil && joined != s.Name && joined != "" {
+		if joined, _, err = m.joinedBy(s); err != nil {
+			return nil, "", err
+		}
+		if joined != "" && joined != s.Name {
 			names = append(names, joined)
 		}
 	}

@@ -37,6 +37,9 @@ type Manager struct {
 	engine *reconcile.Engine
 	modes  map[string]Mode
 	log    *slog.Logger
+	// locks counts the locks held; the first enters the store, the last leaves it.
+	locks int
+	leave func()
 }
 
 // New returns the manager of the host at p; it neither reads nor changes
@@ -164,6 +167,30 @@ func (m *Manager) ready() error {
 // lock takes an owner's lock, after cleaning up what a command killed since
 // the start of this one may have left of it.
 func (m *Manager) lock(ctx context.Context, owner string) (unlock func(), err error) {
+	if m.locks == 0 {
+		if m.leave, err = m.store.Enter(ctx); err != nil {
+			return nil, fmt.Errorf("%s: %w", owner, err)
+		}
+	}
+	m.locks++
+	held, err := m.lockEntered(ctx, owner)
+	if err != nil {
+		m.unlocked()
+		return nil, err
+	}
+	return func() {
+		held()
+		m.unlocked()
+	}, nil
+}
+
+func (m *Manager) unlocked() {
+	if m.locks--; m.locks == 0 {
+		m.leave()
+	}
+}
+
+func (m *Manager) lockEntered(ctx context.Context, owner string) (unlock func(), err error) {
 	unlock, err = m.store.Lock(ctx, owner)
 	if !errors.Is(err, fs.ErrExist) {
 		return unlock, err

@@ -86,6 +86,7 @@ type Networks interface {
 type Store interface {
 	reconcile.Store
 	Journal
+	Turnstile
 	// Has and Same ask for a record without reading it as a plan.
 	Has(owner string) bool
 	Same(p plan.Plan) bool
@@ -94,6 +95,15 @@ type Store interface {
 	WriteDurable(path string, data []byte) error
 	// RemoveDurable removes it; a missing one is no error.
 	RemoveDurable(path string) error
+}
+
+// Turnstile keeps those who change what they know from one who removes what
+// nobody knows.
+type Turnstile interface {
+	// Enter comes before the first Lock; leave after the last is given back.
+	Enter(ctx context.Context) (leave func(), err error)
+	// Exclude waits for those inside to leave and lets nobody in until release.
+	Exclude(ctx context.Context) (release func(), err error)
 }
 
 // Journal tells what is under way, and what was when a process was killed.

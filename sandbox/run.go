@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sandnet/sandnet/internal/plan"
 	"github.com/sandnet/sandnet/internal/spec"
 )
@@ -42,6 +44,9 @@ func (m *Manager) Run(ctx context.Context, s spec.Sandbox, p spec.Process) (v Vi
 	p.Netns, p.EtcDir, p.Hostname = v.Netns, m.paths.etc(s.Name), m.hostname(s)
 	p.Started = func(pid int) error { return m.started(ctx, s, pid) }
 	code, err = m.host.Run(p)
+	if notThere(err) && !m.is(s) {
+		err = removedEarly(s.Name)
+	}
 	if err != nil || !p.Detach {
 		err = errors.Join(err, m.discard(context.WithoutCancel(ctx), s.Name, s.ID))
 	}
@@ -57,7 +62,7 @@ func (m *Manager) started(ctx context.Context, s spec.Sandbox, pid int) error {
 	defer unlock()
 	md, p, err := m.load(s.Name)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && md.Spec.ID != s.ID {
-		return fmt.Errorf("sandbox %s was removed before its command ran", s.Name)
+		return removedEarly(s.Name)
 	}
 	if err != nil {
 		return err
@@ -67,6 +72,26 @@ func (m *Manager) started(ctx context.Context, s spec.Sandbox, pid int) error {
 		return err
 	}
 	return m.store.Save(p)
+}
+
+// is reports whether the sandbox of that name still is s.
+func (m *Manager) is(s spec.Sandbox) bool {
+	md, _, err := m.load(s.Name)
+	return err == nil && md.Spec.ID == s.ID
+}
+
+func removedEarly(name string) error {
+	return fmt.Errorf("sandbox %s was removed before its command ran", name)
+}
+
+// notThere reports whether a command was not started for want of a pinned
+// namespace.
+func notThere(err error) bool {
+	if errors.As(err, new(*spec.CommandError)) {
+		return false
+	}
+	// Before it is mounted, and after it is unmounted, the pin is a plain file.
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EINVAL)
 }
 
 // hostname is what the command sees: with ModeContainer that of the sandbox it
@@ -99,7 +124,7 @@ func (m *Manager) Exec(ctx context.Context, ref string, p spec.Process) (code in
 		return 0, err
 	}
 	code, err = m.exec(name, p)
-	if !errors.Is(err, fs.ErrNotExist) || errors.As(err, new(*spec.CommandError)) {
+	if !notThere(err) {
 		return code, err
 	}
 	// The sandbox is on record and yet not there: it is being made or removed.
@@ -195,5 +220,14 @@ func (m *Manager) orphans(ctx context.Context, dryRun bool) ([]plan.Object, erro
 	if slices.ContainsFunc(found, func(o plan.Object) bool { return o.Kind() == plan.KindLink }) {
 		time.Sleep(100 * time.Millisecond)
 	}
-	return m.engine.Sweep(ctx, dryRun)
+	if dryRun {
+		return m.engine.Sweep(ctx, true)
+	}
+	// What is found is removed by its name, which nobody may get meanwhile.
+	release, err := m.store.Exclude(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	return m.engine.Sweep(ctx, false)
 }

@@ -30,7 +30,7 @@ type op struct {
 
 // What everybody works on: few enough of each that they meet all the time.
 const (
-	sandboxes  = 20
+	sandboxes  = 36
 	firstPort  = 20000
 	ports      = 32
 	fixedAddrs = 8
@@ -50,19 +50,19 @@ var networks = []struct {
 }
 
 var table = []op{
-	{"create", 14, create},
+	{"create", 16, create},
 	{"create on networks", 10, createOnNetworks},
 	{"create with a fixed address", 8, createFixed},
 	{"create joined", 5, createJoined},
 	{"create none", 2, plain("create", "--net", "none")},
 	{"create host", 2, plain("create", "--net", "host")},
 	{"run", 8, run},
-	{"run detached", 6, runDetached},
+	{"run detached", 8, runDetached},
 	{"exec", 6, execute},
 	{"rm", 10, rm},
 	{"rm -f", 6, rmForce},
 	{"network create", 8, networkCreate},
-	{"network rm", 4, networkRemove},
+	{"network rm", 3, networkRemove},
 	{"network prune", 1, fixed("network", "prune")},
 	{"gc", 4, fixed("gc")},
 	{"gc --dry-run", 1, fixed("gc", "--dry-run")},
@@ -134,7 +134,7 @@ func create(p *pick) call {
 func createOnNetworks(p *pick) call {
 	name := p.sandbox()
 	args := append([]string{"create", "--name", name}, p.publish()...)
-	chosen := p.Perm(len(networks))[:1+p.IntN(3)]
+	chosen := p.Perm(len(networks))[:1+p.IntN(2)]
 	for _, n := range chosen {
 		args = append(args, "--net", networks[n].name)
 	}
@@ -157,7 +157,7 @@ func createFixed(p *pick) call {
 func createJoined(p *pick) call {
 	name, other := p.sandbox(), p.sandbox()
 	return call{args: []string{"create", "--name", name, "--net", "container:" + other}, makes: name,
-		refusals: join(taken, []string{"there is no such sandbox or process", "has no namespace of its own"})}
+		refusals: join(taken, []string{"there is no such sandbox or process", "has no namespace of its own", "was made anew meanwhile"})}
 }
 
 func plain(args ...string) func(p *pick) call {

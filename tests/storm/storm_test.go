@@ -224,9 +224,10 @@ func (s *storm) works(n int, v view) {
 	if len(v.Endpoints) == 0 {
 		return
 	}
-	_, addrs, err := addresses(v.Netns)
-	if err != nil {
-		s.t.Errorf("round %d: sandbox %s: %v", n, v.Name, err)
+	ino, addrs, err := addresses(v.Netns)
+	if err != nil || ino == 0 {
+		s.t.Errorf("round %d: sandbox %s has no namespace at %s: %v", n, v.Name, v.Netns, err)
+		return
 	}
 	inside := s.h.Sandbox(v.Name)
 	inside.ServeTCP("0.0.0.0:80")
