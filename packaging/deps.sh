@@ -4,12 +4,14 @@
 # no package lists are fetched, no root is asked for.
 set -euo pipefail
 
-# Each entry is COMMAND:PACKAGE. sandnet itself needs none of these: the lab
+# Each entry is COMMAND:PACKAGE; a command outside of PATH has its whole path. sandnet itself needs none of these: the lab
 # makes its test hosts with them and looks at what sandnet did.
 run=(ip:iproute2 nft:nftables)
 test=(ip:iproute2 nft:nftables iptables:iptables ipset:ipset ps:procps ping:iputils-ping
 	runc:runc crun:crun podman:podman containerd:containerd busybox:busybox-static /usr/lib/cni/host-local:containernetworking-plugins)
-bench=(ip:iproute2 nft:nftables iperf3:iperf3)
+# The bench measures beside the last two.
+bench=(ip:iproute2 nft:nftables iperf3:iperf3 iptables:iptables
+	/usr/lib/cni/bridge:containernetworking-plugins /usr/lib/podman/netavark:netavark)
 vm=(ruby:ruby vagrant:vagrant)
 
 # A plain user's PATH often lacks the directories where these programs live.

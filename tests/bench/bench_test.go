@@ -40,6 +40,8 @@ func BenchmarkReach(b *testing.B) {
 	rows := timeRows(times)
 	rows = append(rows, sizeRow(b, h.Program))
 	rows = append(rows, throughput(b, l, h)...)
+	rows = append(rows, peers(b, lab.New(b))...)
+	rows = append(rows, scale(b, lab.New(b))...)
 	table := render(rows)
 	fmt.Printf("\n%s\n", table)
 	if *markdown != "" {

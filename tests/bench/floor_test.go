@@ -65,13 +65,36 @@ func (f *floor) once(batched bool) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	if err := unix.Unmount(pin, unix.MNT_DETACH); err != nil {
-		return 0, err
-	}
-	if err := os.Remove(pin); err != nil {
+	if err := unpin(pin); err != nil {
 		return 0, err
 	}
 	return took, gone(name)
+}
+
+func unpin(pin string) error {
+	if err := unix.Unmount(pin, unix.MNT_DETACH); err != nil {
+		return err
+	}
+	return os.Remove(pin)
+}
+
+// crowd makes n and keeps them until clear.
+func (f *floor) crowd(n int) error {
+	for range n {
+		f.count++
+		if err := f.build(filepath.Join(f.dir, fmt.Sprint(f.count)), fmt.Sprint("floor", f.count), true); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// clear lets go of what crowd made.
+func (f *floor) clear() {
+	pins, _ := filepath.Glob(filepath.Join(f.dir, "*"))
+	for _, pin := range pins {
+		_ = unpin(pin)
+	}
 }
 
 func (f *floor) build(pin, name string, batched bool) error {

@@ -83,7 +83,7 @@ func Diff(a, b Dump) string {
 func (h *Host) Becomes(want ...Dump) (int, string) {
 	h.t.Helper()
 	h.stopServers()
-	deadline := time.Now().Add(8 * time.Second)
+	deadline := time.Now().Add(15 * time.Second) // the machine frees namespaces one after another
 	for {
 		got := h.Dump()
 		for i, w := range want {
