@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -15,6 +16,9 @@ import (
 )
 
 func macString(b []byte) string { return net.HardwareAddr(b).String() }
+
+// fullPatience is how long a full bridge may take to become less so.
+const fullPatience = time.Second
 
 // ensureLink makes a bridge, or a veth with its peer directly in the target
 // namespace: moving an end there afterwards costs 20 ms (an RCU grace period).
@@ -34,7 +38,13 @@ func (k *Kernel) ensureLink(l plan.Link) (int, error) {
 	have, err := host.link(l.Name)
 	switch {
 	case errors.Is(err, unix.ENODEV):
-		return 1, k.createLink(host, l, master)
+		err := k.createLink(host, l, master)
+		// The kernel takes a moment to free the ports of sandboxes just removed.
+		for end := time.Now().Add(fullPatience); errors.Is(err, unix.EXFULL) && time.Now().Before(end); {
+			time.Sleep(fullPatience / 50)
+			err = k.createLink(host, l, master)
+		}
+		return 1, err
 	case err != nil:
 		return 0, fmt.Errorf("link %s: %w", l.Name, err)
 	case have.group != l.Mark || have.kind != string(l.Type):
