@@ -51,6 +51,7 @@ func TestStorm(t *testing.T) {
 	}
 	t.Logf("seed %d: repeat with -seed %[1]d", *seed)
 	h := lab.NewHost(t)
+	strangers(h)
 	h.OK("gc") // the state directory exists from here on
 	before := h.Settled()
 	s := &storm{t: t, h: h}
