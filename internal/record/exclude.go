@@ -21,7 +21,7 @@ const (
 )
 
 // maxExclude is how long Exclude waits for the others to end.
-const maxExclude = 10 * time.Second
+const maxExclude = 5 * time.Second
 
 // Enter says that this process changes things, until it calls leave: nobody
 // who has excluded others is at work meanwhile. It comes before any Lock.

@@ -60,6 +60,16 @@ func (s series) median(name string) time.Duration {
 	return v[len(v)/2]
 }
 
+// ratio is how many times one figure is another, measured in the same rounds:
+// the machine drifts, two measurements next to each other do less.
+func (s series) ratio(name, to string) float64 {
+	ratios := make([]float64, len(s[name]))
+	for i, d := range s[name] {
+		ratios[i] = float64(d) / float64(s[to][i])
+	}
+	return median(ratios)
+}
+
 // measure runs everything in turn, on a thread that stays on the host.
 func measure(b *testing.B, h *lab.Host) series {
 	b.Helper()

@@ -100,13 +100,12 @@ func run(h *lab.Host, args ...string) error {
 }
 
 func peerRows(s series, list []peer) []row {
-	ours := s.median("sandnet")
 	cost := func(figure string) string {
 		return fmt.Sprintf("%s + %s", ms(s.median(figure+" add")), ms(s.median(figure+" del")))
 	}
 	rows := []row{{"beside others: `sandnet create -p 8080:80` + `rm`", cost("sandnet"), "1", "", ""}}
 	for _, p := range list[1:] {
-		faster := float64(s.median(p.figure)) / float64(ours)
+		faster := s.ratio(p.figure, "sandnet")
 		r := row{figure: p.figure, measured: cost(p.figure), ratio: fmt.Sprintf("sandnet is %.1f × faster", faster)}
 		if p.least > 0 {
 			r.reach, r.met = fmt.Sprintf("≥ %.0f ×", p.least), verdict(faster >= p.least)

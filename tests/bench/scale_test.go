@@ -18,7 +18,7 @@ const (
 	// bridge has when another one is made: it takes 1,023.
 	few, many, full = 50, 500, 999
 	// fewRounds and fullRounds are how often what these cost is measured.
-	fewRounds, fullRounds = 5, 25
+	fewRounds, fullRounds = 9, 25
 )
 
 // scale measures what many cost: made at once, beside many others, and with
@@ -50,7 +50,7 @@ func together(b *testing.B, l *lab.Lab) []row {
 	measure(many, 1, "many, serial")
 	measure(many, atOnce, "many")
 	line := func(n int, figure string) row {
-		ratio := float64(s.median(figure)) / float64(s.median(figure+", serial"))
+		ratio := s.ratio(figure, figure+", serial")
 		return row{fmt.Sprintf("%d × `create`, %d at once: for each", n, atOnce), ms(s.median(figure)),
 			fmt.Sprintf("%.2f × one after another (%s)", ratio, ms(s.median(figure+", serial"))), "≤ 1 ×", verdict(ratio <= 1)}
 	}
@@ -141,8 +141,7 @@ func crowded(b *testing.B, l *lab.Lab) []row {
 		}
 	}
 	empty(b, hosts["full"], full)
-	ratio := float64(s.median("full")) / float64(s.median("empty"))
-	kernel := float64(s.median("floor, full")) / float64(s.median("floor, empty"))
+	ratio, kernel := s.ratio("full", "empty"), s.ratio("floor, full", "floor, empty")
 	return []row{{fmt.Sprintf("`create` beside %d others on the bridge", full), ms(s.median("full")),
 		fmt.Sprintf("%.2f × the first (%s); the floor %.2f × its first (%s)", ratio, ms(s.median("empty")), kernel, ms(s.median("floor, empty"))),
 		"≤ 2 ×, or what the floor grows", verdict(ratio <= max(2, kernel))}}
@@ -214,7 +213,7 @@ func published(b *testing.B, l *lab.Lab) []row {
 			}
 		}
 	}
-	ratio := float64(s.median("last")) / float64(s.median("first"))
+	ratio := s.ratio("last", "first")
 	return []row{{fmt.Sprintf("`create -p` beside %d published ports", holders*each), ms(s.median("last")),
 		fmt.Sprintf("%.2f × the first (%s)", ratio, ms(s.median("first"))), "≤ 1.1 ×", verdict(ratio <= 1.1)}}
 }
