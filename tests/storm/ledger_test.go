@@ -28,7 +28,7 @@ func newLedger() *ledger {
 		removing: map[string]int{}, touched: map[string]int{}}
 }
 
-// begin is called before a command starts. It returns what hold needs.
+// begin is called before a command starts.
 func (l *ledger) begin(c call) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -3,6 +3,7 @@ package storm
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 )
 
@@ -47,6 +48,15 @@ var networks = []struct {
 	{"n1", "10.61.1", []string{"--no-icc"}},
 	{"n2", "", []string{"--internal"}},
 	{"n3", "", []string{"--no-masquerade", "--label", "tier=data"}},
+}
+
+func internal(network string) bool {
+	for _, n := range networks {
+		if n.name == network {
+			return slices.Contains(n.options, "--internal")
+		}
+	}
+	return false
 }
 
 var table = []op{

@@ -241,7 +241,9 @@ func (s *storm) works(n int, v view) {
 		}
 		for _, p := range ep.Ports {
 			addr := fmt.Sprintf("127.0.0.1:%d", p.HostPort)
-			s.h.Reaches(p.Protocol, addr, inside, "")
+			if !internal(ep.Network) { // who may reach one of those is another test's business
+				s.h.Reaches(p.Protocol, addr, inside, "")
+			}
 			if err := s.h.Bind(p.Protocol+"4", addr); !errors.Is(err, syscall.EADDRINUSE) {
 				s.t.Errorf("round %d: %s/%s of sandbox %s can be taken by others (%v)", n, addr, p.Protocol, v.Name, err)
 			}
