@@ -31,7 +31,7 @@ type op struct {
 
 // What everybody works on: few enough of each that they meet all the time.
 const (
-	sandboxes  = 36
+	sandboxes  = 60
 	firstPort  = 20000
 	ports      = 32
 	fixedAddrs = 8
@@ -69,10 +69,10 @@ var table = []op{
 	{"run", 8, run},
 	{"run detached", 8, runDetached},
 	{"exec", 6, execute},
-	{"rm", 10, rm},
+	{"rm", 12, rm},
 	{"rm -f", 6, rmForce},
-	{"network create", 8, networkCreate},
-	{"network rm", 3, networkRemove},
+	{"network create", 10, networkCreate},
+	{"network rm", 2, networkRemove},
 	{"network prune", 1, fixed("network", "prune")},
 	{"gc", 4, fixed("gc")},
 	{"gc --dry-run", 1, fixed("gc", "--dry-run")},
