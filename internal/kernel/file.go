@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -172,18 +173,15 @@ func withoutAddr(text string, h plan.HostsLine) string {
 
 // inHosts calls f for each hosts file in dir while nobody else changes one.
 func inHosts(dir string, create bool, f func(file string) error) error {
-	d, err := lockDir(dir, create)
+	lock := func(dir string) (*os.File, error) { return lockDir(dir, false) }
+	if create {
+		lock = lockHosts
+	}
+	d, err := lock(dir)
 	if err != nil {
 		return err
 	}
 	defer d.Close()
-	shared := filepath.Join(dir, plan.SharedHosts)
-	if _, err := os.Stat(shared); create && errors.Is(err, fs.ErrNotExist) {
-		crash.Point("hosts " + shared)
-		if err := os.WriteFile(shared, []byte(plan.LocalHosts), 0o644); err != nil {
-			return err
-		}
-	}
 	names, err := d.Readdirnames(-1)
 	if err != nil {
 		return err
@@ -197,6 +195,23 @@ func inHosts(dir string, create bool, f func(file string) error) error {
 		}
 	}
 	return nil
+}
+
+// lockHosts locks a network's directory and makes sure of its shared file.
+func lockHosts(dir string) (*os.File, error) {
+	d, err := lockDir(dir, true)
+	if err != nil {
+		return nil, err
+	}
+	shared := filepath.Join(dir, plan.SharedHosts)
+	if _, err := os.Stat(shared); errors.Is(err, fs.ErrNotExist) {
+		crash.Point("hosts " + shared)
+		if err := os.WriteFile(shared, []byte(plan.LocalHosts), 0o644); err != nil {
+			d.Close()
+			return nil, err
+		}
+	}
+	return d, nil
 }
 
 // lockDir opens and locks a directory that goes with its last file.
@@ -262,30 +277,40 @@ func ensureHostsFile(h plan.HostsFile) (int, error) {
 	if _, err := os.Stat(h.Path()); err == nil {
 		return 0, nil
 	}
+	return 1, writeHostsFile(h, func(text string) error {
+		crash.Point("hosts " + h.Path())
+		return os.WriteFile(h.Path(), []byte(text), 0o644)
+	})
+}
+
+// writeHostsFile has the file's content written, and links it into the other
+// networks' directories. All of these are locked meanwhile, so that a neighbour
+// who comes just now is either in the text or finds the file.
+func writeHostsFile(h plan.HostsFile, write func(text string) error) error {
+	for _, d := range slices.Compact(slices.Sorted(slices.Values(h.Dirs))) { // in one order for all
+		f, err := lockHosts(d)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+	}
 	text := h.Header
 	for _, d := range h.Dirs {
-		err := inHosts(d, true, func(file string) error {
-			if filepath.Base(file) != plan.SharedHosts {
-				return nil
-			}
-			b, err := os.ReadFile(file)
-			text += strings.TrimPrefix(string(b), plan.LocalHosts)
-			return err
-		})
+		b, err := os.ReadFile(filepath.Join(d, plan.SharedHosts))
 		if err != nil {
-			return 0, err
+			return err
 		}
+		text += strings.TrimPrefix(string(b), plan.LocalHosts)
 	}
-	crash.Point("hosts " + h.Path())
-	if err := os.WriteFile(h.Path(), []byte(text), 0o644); err != nil {
-		return 0, err
+	if err := write(text); err != nil {
+		return err
 	}
 	for _, d := range h.Dirs[1:] {
 		if _, err := ensureSymlink(plan.Symlink{Path: filepath.Join(d, h.Name), Target: h.Path()}); err != nil {
-			return 0, err
+			return err
 		}
 	}
-	return 1, nil
+	return nil
 }
 
 func deleteHostsFile(h plan.HostsFile) error {

@@ -155,6 +155,10 @@ func setPort(c *rtnl, l plan.Link) error {
 	if !l.Isolated && !l.Hairpin {
 		return nil
 	}
+	return writePort(c, l)
+}
+
+func writePort(c *rtnl, l plan.Link) error {
 	have, err := c.link(l.Name)
 	if err != nil {
 		return fmt.Errorf("link %s: %w", l.Name, err)
@@ -164,12 +168,14 @@ func setPort(c *rtnl, l plan.Link) error {
 	msg.Index = int32(have.index)
 	req.AddData(msg)
 	port := nl.NewRtAttr(unix.IFLA_PROTINFO|unix.NLA_F_NESTED, nil)
-	if l.Isolated {
-		port.AddRtAttr(nl.IFLA_BRPORT_ISOLATED, nl.Uint8Attr(1))
+	flag := func(on bool) []byte {
+		if on {
+			return nl.Uint8Attr(1)
+		}
+		return nl.Uint8Attr(0)
 	}
-	if l.Hairpin {
-		port.AddRtAttr(nl.IFLA_BRPORT_MODE, nl.Uint8Attr(1))
-	}
+	port.AddRtAttr(nl.IFLA_BRPORT_ISOLATED, flag(l.Isolated))
+	port.AddRtAttr(nl.IFLA_BRPORT_MODE, flag(l.Hairpin))
 	req.AddData(port)
 	c.add("link "+l.Name+" port", req, nil)
 	return c.flush()

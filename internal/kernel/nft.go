@@ -177,29 +177,10 @@ func (c *nfnl) ensureTable(t plan.Table) (made bool, err error) {
 // intact reports whether the kernel has exactly t's rules, and whole chains of
 // other owners.
 func (c *nfnl) intact(family byte, t plan.Table) (bool, error) {
-	sum := tableSum(t)
-	var want []string
-	for _, ch := range t.Chains {
-		for range ch.Rules {
-			want = append(want, ch.Name+string(ruleMark(sum, len(want))))
-		}
-	}
-	rules, err := c.rules(family, t.Name, "")
-	if err != nil {
-		return false, err
-	}
-	var have []string
-	others := map[string][]string{}
-	for _, r := range rules {
-		if isTableChain(r.chain) {
-			others[r.chain] = append(others[r.chain], r.mark)
-			continue
-		}
-		have = append(have, r.chain+r.mark)
-	}
+	want, have, others, err := c.tableRules(family, t)
 	// The kernel lists chains in the order of their making.
-	if !slices.Equal(want, have) || !slices.ContainsFunc(t.Sets, func(s plan.Set) bool { return s.Data == "verdict" }) {
-		return slices.Equal(want, have), nil
+	if err != nil || !slices.Equal(want, have) || !slices.ContainsFunc(t.Sets, func(s plan.Set) bool { return s.Data == "verdict" }) {
+		return err == nil && slices.Equal(want, have), err
 	}
 	names, err := c.chainNames(family, t.Name)
 	for _, name := range names {
@@ -208,6 +189,27 @@ func (c *nfnl) intact(family byte, t plan.Table) (bool, error) {
 		}
 	}
 	return true, err
+}
+
+// tableRules are the rules that t asks for and those that the kernel has, each
+// as its chain and its mark, and the marks in each chain of another owner.
+func (c *nfnl) tableRules(family byte, t plan.Table) (want, have []string, others map[string][]string, err error) {
+	sum := tableSum(t)
+	for _, ch := range t.Chains {
+		for range ch.Rules {
+			want = append(want, ch.Name+string(ruleMark(sum, len(want))))
+		}
+	}
+	rules, err := c.rules(family, t.Name, "")
+	others = map[string][]string{}
+	for _, r := range rules {
+		if isTableChain(r.chain) {
+			others[r.chain] = append(others[r.chain], r.mark)
+			continue
+		}
+		have = append(have, r.chain+r.mark)
+	}
+	return want, have, others, err
 }
 
 // tableSum is a hash of everything t asks for.

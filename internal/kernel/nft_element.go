@@ -23,6 +23,8 @@ type elementGroup struct {
 type element struct {
 	key, data []byte
 	state     elementState
+	// have is the data that the kernel has, if it was looked up.
+	have []byte
 }
 
 // elementState is what the kernel has under an element's key.
@@ -242,6 +244,7 @@ func (c *nfnl) lookUpSome(g *elementGroup, elements []element) error {
 			if bytes.Equal(data, e.data) {
 				e.state = same
 			}
+			e.have = slices.Clone(data)
 		}
 		return nil
 	})

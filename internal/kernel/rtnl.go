@@ -196,6 +196,10 @@ type linkInfo struct {
 	group  uint32
 	mac    string
 	kind   string
+	// peer is the index of the other end of a veth, in its namespace.
+	peer int
+	// isolated and hairpin are of a bridge's port.
+	isolated, hairpin bool
 }
 
 func parseLink(b []byte) (linkInfo, error) {
@@ -217,19 +221,86 @@ func parseLink(b []byte) (linkInfo, error) {
 			l.group = binary.NativeEndian.Uint32(a.Value)
 		case unix.IFLA_ADDRESS:
 			l.mac = macString(a.Value)
+		case unix.IFLA_LINK:
+			l.peer = int(binary.NativeEndian.Uint32(a.Value))
 		case unix.IFLA_LINKINFO:
 			info, err := nl.ParseRouteAttr(a.Value)
 			if err != nil {
 				return l, fmt.Errorf("netlink answer: %w", err)
 			}
 			for _, i := range info {
-				if i.Attr.Type == nl.IFLA_INFO_KIND {
+				switch i.Attr.Type {
+				case nl.IFLA_INFO_KIND:
 					l.kind = nl.BytesToString(i.Value)
+				case nl.IFLA_INFO_SLAVE_DATA:
+					l.port(i.Value)
 				}
 			}
 		}
 	}
 	return l, nil
+}
+
+// port reads the attributes of a bridge's port.
+func (l *linkInfo) port(b []byte) {
+	for typ, v := range attrs(b) {
+		switch typ {
+		case nl.IFLA_BRPORT_ISOLATED:
+			l.isolated = len(v) > 0 && v[0] != 0
+		case nl.IFLA_BRPORT_MODE:
+			l.hairpin = len(v) > 0 && v[0] != 0
+		}
+	}
+}
+
+// dump asks for everything of a kind and hands the body of each answer to each.
+// It is repeated, from reset on, if a change came between its parts.
+func (c *rtnl) dump(typ int, header nl.NetlinkRequestData, reset func(), each func(body []byte) error) error {
+	return retryInterrupted(func() error {
+		reset()
+		req := nl.NewNetlinkRequest(typ, unix.NLM_F_DUMP)
+		req.AddData(header)
+		if err := c.send(req.Serialize()); err != nil {
+			return err
+		}
+		return c.dumped(req.Seq, each)
+	})
+}
+
+func (c *rtnl) dumped(seq uint32, each func(body []byte) error) error {
+	var failed error
+	for {
+		n, _, err := unix.Recvfrom(c.fd, c.buf[:], 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("netlink receive: %w", err)
+		}
+		for b := c.buf[:n]; len(b) >= unix.NLMSG_HDRLEN; {
+			size := int(binary.NativeEndian.Uint32(b))
+			if size < unix.NLMSG_HDRLEN || size > len(b) {
+				return fmt.Errorf("netlink answer of %d bytes in %d", size, len(b))
+			}
+			msg := b[:size]
+			b = b[min((size+3)&^3, len(b)):]
+			if binary.NativeEndian.Uint32(msg[8:]) != seq {
+				continue
+			}
+			if binary.NativeEndian.Uint16(msg[6:])&unix.NLM_F_DUMP_INTR != 0 {
+				failed = errInterrupted
+			}
+			switch binary.NativeEndian.Uint16(msg[4:]) {
+			case unix.NLMSG_DONE:
+				return failed
+			case unix.NLMSG_ERROR:
+				return unix.Errno(-int32(binary.NativeEndian.Uint32(msg[16:])))
+			}
+			if err := each(msg[unix.NLMSG_HDRLEN:]); err != nil && failed == nil {
+				failed = err
+			}
+		}
+	}
 }
 
 // inNetns runs f on a thread inside the namespace at path.

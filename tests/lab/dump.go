@@ -124,6 +124,7 @@ func (h *Host) Settled() Dump {
 func (d Dump) dying() string {
 	for _, line := range d {
 		rest, ok := strings.CutPrefix(line, "link: sv")
+		ok = ok && !strings.Contains(line, " group default ") // somebody else's
 		if !ok {
 			continue
 		}

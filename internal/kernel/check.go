@@ -1,0 +1,393 @@
+package kernel
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/sandnet/sandnet/internal/plan"
+)
+
+// Check tells in which ways the kernel differs from objs, in their order. It
+// changes nothing, and takes one dump per kind and namespace, not a query per
+// object. A kind that it does not know is an error: what cannot be looked at
+// must not pass for intact.
+func (k *Kernel) Check(ctx context.Context, objs []plan.Object) ([]plan.Drift, error) {
+	c := checker{objs: objs, places: map[string]*place{}}
+	defer c.close()
+	for i, o := range objs {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		c.at = i
+		if err := c.check(o); err != nil {
+			return nil, fmt.Errorf("check %s: %w", o.Key(), err)
+		}
+	}
+	slices.SortStableFunc(c.found, func(a, b found) int { return cmp.Compare(a.at, b.at) })
+	var out []plan.Drift
+	for _, f := range c.found {
+		out = append(out, f.Drift)
+	}
+	return out, nil
+}
+
+// checker is one Check: what it has found, and what it has looked up so far.
+type checker struct {
+	objs  []plan.Object
+	at    int // the object under examination
+	found []found
+
+	places map[string]*place // by namespace path; "" is the host
+	nft    *nfnl
+	// The kinds that are looked up all at once, with the first of them.
+	elements, ports, rules bool
+}
+
+type found struct {
+	at int
+	plan.Drift
+}
+
+func (c *checker) close() {
+	for _, p := range c.places {
+		if p.conn != nil {
+			p.conn.close()
+		}
+	}
+	if c.nft != nil {
+		c.nft.close()
+	}
+}
+
+func (c *checker) check(o plan.Object) error {
+	switch o := o.(type) {
+	case plan.Netns:
+		return c.netns(o)
+	case plan.Link:
+		return c.link(o)
+	case plan.Addr:
+		return c.addr(o)
+	case plan.Route:
+		return c.route(o)
+	case plan.Sysctl:
+		return c.sysctl(o)
+	case plan.Table:
+		return c.table(o)
+	case plan.Element:
+		return once(&c.elements, c.allElements)
+	case plan.TableChain:
+		return c.tableChain(o)
+	case plan.Chains:
+		return c.chains(o)
+	case plan.Flow:
+		return nil // it is what must not be there, and only in the instant of a change
+	case plan.Rule:
+		return once(&c.rules, c.allRules)
+	case plan.HostPort:
+		return once(&c.ports, c.allPorts)
+	case plan.BindGuard:
+		return c.bindGuard()
+	case plan.File:
+		return c.file(o)
+	case plan.Symlink:
+		return c.symlink(o)
+	case plan.HostsLine:
+		return c.hostsLine(o)
+	case plan.HostsFile:
+		return c.hostsFile(o)
+	}
+	return errors.New("this kernel package cannot look at it")
+}
+
+func once(done *bool, f func() error) error {
+	if *done {
+		return nil
+	}
+	*done = true
+	return f()
+}
+
+// missing and differs note what is wrong with the object under examination.
+func (c *checker) missing() {
+	c.found = append(c.found, found{c.at, plan.Drift{Object: c.objs[c.at]}})
+}
+
+func (c *checker) differs(property, want, have string) {
+	c.found = append(c.found, found{c.at, plan.Drift{Object: c.objs[c.at], Property: property, Want: want, Have: have}})
+}
+
+func (c *checker) compare(property, want, have string) {
+	if want != have {
+		c.differs(property, want, have)
+	}
+}
+
+// each runs f for every object of a kind, as the one under examination.
+func each[T plan.Object](c *checker, f func(T) error) error {
+	defer func(at int) { c.at = at }(c.at)
+	for i, o := range c.objs {
+		if t, ok := o.(T); ok {
+			c.at = i
+			if err := f(t); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// place is what a namespace holds, as far as it was asked for.
+type place struct {
+	conn   *rtnl // nil if there is no such namespace
+	links  map[string]linkInfo
+	names  map[int]string
+	addrs  map[plan.Addr]bool
+	routes map[netip.Prefix][]hop
+}
+
+type hop struct{ via, link string }
+
+func (h hop) String() string {
+	if h.via == "" {
+		return "dev " + h.link
+	}
+	return "via " + h.via + " dev " + h.link
+}
+
+// place opens a namespace; its links are there, addresses and routes come when
+// asked for.
+func (c *checker) place(path string) (*place, error) {
+	if p := c.places[path]; p != nil {
+		return p, nil
+	}
+	p := &place{}
+	c.places[path] = p
+	if path != "" && !pinned(path) {
+		return p, nil
+	}
+	dial := func() (err error) {
+		p.conn, err = dialRtnl()
+		return err
+	}
+	var err error
+	if path == "" {
+		err = dial()
+	} else {
+		err = inNetns(path, dial)
+	}
+	if err != nil {
+		return nil, err
+	}
+	reset := func() { p.links, p.names = map[string]linkInfo{}, map[int]string{} }
+	return p, p.conn.dump(unix.RTM_GETLINK, nl.NewIfInfomsg(unix.AF_UNSPEC), reset, func(b []byte) error {
+		l, err := parseLink(b)
+		p.links[l.name], p.names[l.index] = l, l.name
+		return err
+	})
+}
+
+func (p *place) loadAddrs(path string) error {
+	if p.addrs != nil || p.conn == nil {
+		return nil
+	}
+	reset := func() { p.addrs = map[plan.Addr]bool{} }
+	return p.conn.dump(unix.RTM_GETADDR, nl.NewIfAddrmsg(unix.AF_UNSPEC), reset, func(b []byte) error {
+		m := nl.DeserializeIfAddrmsg(b)
+		var local, address []byte
+		for typ, v := range attrs(b[unix.SizeofIfAddrmsg:]) {
+			switch typ {
+			case unix.IFA_LOCAL:
+				local = v
+			case unix.IFA_ADDRESS:
+				address = v
+			}
+		}
+		if local == nil {
+			local = address
+		}
+		if ip, ok := netip.AddrFromSlice(local); ok {
+			p.addrs[plan.Addr{Netns: path, Link: p.names[int(m.Index)], Addr: netip.PrefixFrom(ip, int(m.Prefixlen))}] = true
+		}
+		return nil
+	})
+}
+
+// loadRoutes reads the main table.
+func (p *place) loadRoutes() error {
+	if p.routes != nil || p.conn == nil {
+		return nil
+	}
+	p.routes = map[netip.Prefix][]hop{}
+	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		header := &nl.RtMsg{RtMsg: unix.RtMsg{Family: family}}
+		routes := map[netip.Prefix][]hop{}
+		err := p.conn.dump(unix.RTM_GETROUTE, header, func() { clear(routes) }, func(b []byte) error {
+			m := nl.DeserializeRtMsg(b)
+			if m.Table != unix.RT_TABLE_MAIN || m.Type != unix.RTN_UNICAST {
+				return nil
+			}
+			dst := netip.IPv4Unspecified()
+			if family == unix.AF_INET6 {
+				dst = netip.IPv6Unspecified()
+			}
+			var h hop
+			for typ, v := range attrs(b[unix.SizeofRtMsg:]) {
+				ip, _ := netip.AddrFromSlice(v)
+				switch typ {
+				case unix.RTA_DST:
+					dst = ip
+				case unix.RTA_GATEWAY:
+					h.via = ip.String()
+				case unix.RTA_OIF:
+					h.link = p.names[int(nl.NativeEndian().Uint32(v))]
+				}
+			}
+			to := netip.PrefixFrom(dst, int(m.Dst_len))
+			routes[to] = append(routes[to], h)
+			return nil
+		})
+		if err != nil && (family == unix.AF_INET || !errors.Is(err, unix.EOPNOTSUPP)) {
+			return fmt.Errorf("list routes: %w", err)
+		}
+		for to, hops := range routes {
+			p.routes[to] = hops
+		}
+	}
+	return nil
+}
+
+func (c *checker) netns(n plan.Netns) error {
+	p, err := c.place(n.Path)
+	if err != nil {
+		return err
+	}
+	if p.conn == nil {
+		c.missing()
+		return nil
+	}
+	if n.Join == "" {
+		lo := p.links["lo"]
+		c.compare("mark", strconv.Itoa(int(n.Mark)), strconv.Itoa(int(lo.group)))
+		c.compare("loopback", "up", upDown(lo.up))
+		return nil
+	}
+	// A process may have ended, and its number gone to another one.
+	if pinned(n.Join) {
+		if want, have := inode(n.Join), inode(n.Path); want != have {
+			c.differs("namespace", "that of "+n.Join, "another one")
+		}
+	}
+	return nil
+}
+
+func inode(path string) (id [2]uint64) {
+	var st unix.Stat_t
+	if unix.Stat(path, &st) == nil {
+		id = [2]uint64{st.Dev, st.Ino}
+	}
+	return id
+}
+
+func upDown(up bool) string {
+	if up {
+		return "up"
+	}
+	return "down"
+}
+
+func onOff(on bool) string {
+	if on {
+		return "on"
+	}
+	return "off"
+}
+
+func (c *checker) link(l plan.Link) error {
+	host, err := c.place("")
+	if err != nil {
+		return err
+	}
+	have, ok := host.links[l.Name]
+	if !ok {
+		c.missing()
+		return nil
+	}
+	c.compare("type", string(l.Type), have.kind)
+	c.compare("group", strconv.Itoa(int(l.Mark)), strconv.Itoa(int(have.group)))
+	c.compare("state", "up", upDown(have.up))
+	c.compare("mtu", strconv.Itoa(l.MTU), strconv.Itoa(have.mtu))
+	if l.MAC != "" {
+		c.compare("mac", l.MAC, have.mac)
+	}
+	c.compare("master", l.Master, host.names[have.master])
+	if l.Master != "" && have.master != 0 { // the flags are the port's
+		c.compare("isolated", onOff(l.Isolated), onOff(have.isolated))
+		c.compare("hairpin", onOff(l.Hairpin), onOff(have.hairpin))
+	}
+	if l.Type != plan.Veth {
+		return nil
+	}
+	inside, err := c.place(l.PeerNetns)
+	if err != nil {
+		return err
+	}
+	peer, ok := inside.links[l.Peer]
+	if !ok || peer.peer != have.index {
+		has := ""
+		if ok {
+			has = "another " + l.Peer
+		}
+		c.differs("peer", l.Peer+" in "+l.PeerNetns, has)
+		return nil
+	}
+	c.compare("state of "+l.Peer, "up", upDown(peer.up))
+	c.compare("mtu of "+l.Peer, strconv.Itoa(l.MTU), strconv.Itoa(peer.mtu))
+	if l.PeerMAC != "" {
+		c.compare("mac of "+l.Peer, l.PeerMAC, peer.mac)
+	}
+	return nil
+}
+
+func (c *checker) addr(a plan.Addr) error {
+	p, err := c.place(a.Netns)
+	if err != nil {
+		return err
+	}
+	if err := p.loadAddrs(a.Netns); err != nil {
+		return fmt.Errorf("list addresses: %w", err)
+	}
+	if !p.addrs[a] {
+		c.missing()
+	}
+	return nil
+}
+
+func (c *checker) route(r plan.Route) error {
+	p, err := c.place(r.Netns)
+	if err != nil {
+		return err
+	}
+	if err := p.loadRoutes(); err != nil {
+		return err
+	}
+	want := hop{link: r.Link}
+	if r.Via.IsValid() {
+		want.via = r.Via.String()
+	}
+	have := p.routes[r.Dst.Masked()]
+	switch {
+	case len(have) == 0:
+		c.missing()
+	case !slices.Contains(have, want):
+		c.differs("path", want.String(), have[0].String())
+	}
+	return nil
+}

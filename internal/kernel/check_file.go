@@ -1,0 +1,121 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/sandnet/sandnet/internal/plan"
+)
+
+func (c *checker) sysctl(s plan.Sysctl) error {
+	if s.Netns != "" && !pinned(s.Netns) {
+		c.missing()
+		return nil
+	}
+	var have []byte
+	read := func() (err error) {
+		have, err = os.ReadFile(procSys + s.Name)
+		return err
+	}
+	var err error
+	if s.Netns == "" {
+		err = read()
+	} else {
+		err = inNetns(s.Netns, read)
+	}
+	if errors.Is(err, fs.ErrNotExist) { // it is a link's, and went with it
+		c.missing()
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	c.compare("value", s.Value, strings.TrimSpace(string(have)))
+	return nil
+}
+
+func (c *checker) file(f plan.File) error {
+	have, err := os.ReadFile(f.Path)
+	if errors.Is(err, fs.ErrNotExist) {
+		c.missing()
+		return nil
+	}
+	if err == nil && string(have) != f.Content {
+		c.differs("content", size(f.Content), size(string(have)))
+	}
+	return err
+}
+
+// size stands for a content that would not fit on a line.
+func size(s string) string {
+	return fmt.Sprintf("%d lines, %d bytes", strings.Count(s, "\n"), len(s))
+}
+
+func (c *checker) symlink(s plan.Symlink) error {
+	have, err := os.Readlink(s.Path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		c.missing()
+	case err != nil: // it is no link
+		if _, err := os.Lstat(s.Path); err != nil {
+			return err
+		}
+		c.differs("target", s.Target, "no symbolic link")
+	default:
+		c.compare("target", s.Target, have)
+	}
+	return nil
+}
+
+// hostsLine looks at every hosts file of the network.
+func (c *checker) hostsLine(h plan.HostsLine) error {
+	entries, err := os.ReadDir(h.Dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	shared := false
+	for _, e := range entries {
+		text, err := os.ReadFile(filepath.Join(h.Dir, e.Name()))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // removed just now, or a link that has lost its file
+		}
+		if err != nil {
+			return err
+		}
+		shared = shared || e.Name() == plan.SharedHosts
+		if !strings.Contains("\n"+string(text), "\n"+h.Line()) {
+			c.differs("line in "+e.Name(), strings.TrimSpace(h.Line()), "")
+		}
+	}
+	if !shared {
+		c.missing()
+	}
+	return nil
+}
+
+func (c *checker) hostsFile(h plan.HostsFile) error {
+	have, err := os.ReadFile(h.Path())
+	if errors.Is(err, fs.ErrNotExist) {
+		c.missing()
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if !strings.HasPrefix(string(have), h.Header) {
+		c.differs("content", "its own lines first", size(string(have)))
+	}
+	for _, d := range h.Dirs[1:] {
+		link := filepath.Join(d, h.Name)
+		to, err := os.Readlink(link)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		c.compare("link "+link, h.Path(), to)
+	}
+	return nil
+}
