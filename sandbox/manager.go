@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -40,12 +41,13 @@ type Manager struct {
 	// locks counts the locks held; the first enters the store, the last leaves it.
 	locks int
 	leave func()
+	held  map[string]bool // the owners whose locks this process has
 }
 
 // New returns the manager of the host at p; it neither reads nor changes
 // anything yet.
 func New(p Paths, h Host, store Store, log *slog.Logger, nets Networks, modes ...Mode) *Manager {
-	m := &Manager{paths: p, host: h, store: store, nets: nets, log: log, modes: map[string]Mode{},
+	m := &Manager{paths: p, host: h, store: store, nets: nets, log: log, modes: map[string]Mode{}, held: map[string]bool{},
 		engine: &reconcile.Engine{Kernel: h, Store: store}}
 	for _, mode := range modes {
 		m.modes[mode.Name()] = mode
@@ -173,13 +175,15 @@ func (m *Manager) lock(ctx context.Context, owner string) (unlock func(), err er
 		}
 	}
 	m.locks++
-	held, err := m.lockEntered(ctx, owner)
+	release, err := m.lockEntered(ctx, owner)
 	if err != nil {
 		m.unlocked()
 		return nil, err
 	}
+	m.held[owner] = true
 	return func() {
-		held()
+		delete(m.held, owner)
+		release()
 		m.unlocked()
 	}, nil
 }
@@ -219,20 +223,66 @@ func (m *Manager) cleanUp(ctx context.Context, dryRun bool) ([]string, error) {
 }
 
 func (m *Manager) cleanInterrupted(ctx context.Context, dryRun bool) (lines []string, err error) {
-	owners, err := m.store.Interrupted()
-	_, host := owners["host"]
-	for owner, release := range owners {
+	owners, unlock, err := m.interrupted(ctx, dryRun)
+	defer unlock()
+	for owner := range owners {
+		m.held[owner] = true
+	}
+	// Sandboxes before the networks that they are on, the host last.
+	for _, owner := range slices.Backward(slices.Sorted(maps.Keys(owners))) {
+		release := owners[owner]
 		lines = append(lines, owner+", whose making or removal was killed")
 		err := error(nil)
 		if !dryRun {
-			if err = m.recover(ctx, owner, host); err != nil {
+			if err = m.recover(ctx, owner); err != nil {
 				m.log.Warn("cannot clean up after a command that was killed", "owner", owner, "error", err)
 			}
 		}
 		// The host's lock guards the networks' recovery, too.
-		defer release(err == nil && !dryRun)
+		defer func() {
+			delete(m.held, owner)
+			release(err == nil && !dryRun)
+		}()
 	}
 	return lines, err
+}
+
+// interrupted locks the owners whose operation was killed. A network's recovery
+// is the host's, too: then the host is among them or, until unlock, locked by
+// this process. Its lock comes first, and who has it may be recovering another
+// part of the same operation.
+func (m *Manager) interrupted(ctx context.Context, dryRun bool) (owners map[string]func(bool), unlock func(), err error) {
+	unlock = func() {}
+	for {
+		owners, err = m.store.Interrupted()
+		if owners["host"] != nil || m.held["host"] || dryRun || !hasNetwork(owners) {
+			return owners, unlock, err
+		}
+		for _, release := range owners {
+			release(false)
+		}
+		release, err := m.store.Lock(ctx, "host")
+		switch {
+		case errors.Is(err, fs.ErrExist): // its holder was killed, too
+		case err != nil:
+			return nil, unlock, err
+		default:
+			m.held["host"] = true
+			unlock = func() {
+				delete(m.held, "host")
+				release()
+			}
+		}
+	}
+}
+
+func hasNetwork(owners map[string]func(bool)) bool {
+	for owner := range owners {
+		if strings.HasPrefix(owner, "network/") {
+			return true
+		}
+	}
+	return false
 }
 
 func (m *Manager) cleanAbandoned(ctx context.Context, dryRun bool) (lines []string, err error) {
@@ -251,20 +301,23 @@ func (m *Manager) cleanAbandoned(ctx context.Context, dryRun bool) (lines []stri
 	return lines, err
 }
 
-// recover finishes what a killed command left of owner, which is locked and
-// had been begun. A sandbox is removed: its making was not finished, or its
-// removal was not. A network is what its definition says: the file is written
-// last and removed first. Without the host's lock, what networks share is left
-// to the next one.
-func (m *Manager) recover(ctx context.Context, owner string, hostLocked bool) error {
+// recover finishes what a killed command left of owner, which is locked, as is
+// the host if it is a network, and had been begun. A sandbox is removed: its
+// making was not finished, or its removal was not. A network is what its
+// definition says: the file is written last and removed first. One that was
+// being mended is mended.
+func (m *Manager) recover(ctx context.Context, owner string) error {
 	if name, ok := strings.CutPrefix(owner, ownerPrefix); ok {
 		return m.endSandbox(ctx, name)
 	}
 	if name, ok := strings.CutPrefix(owner, "network/"); ok {
 		_, err := m.loadNetwork(name)
+		if err == nil {
+			return m.mendNetwork(ctx, name) // what is not on record is made on demand
+		}
 		var missing *NotFoundError
 		if !errors.As(err, &missing) {
-			return err // what is missing is made on demand
+			return err
 		}
 		if err := m.store.RemoveDurable(m.paths.network(name)); err != nil {
 			return err
@@ -273,11 +326,12 @@ func (m *Manager) recover(ctx context.Context, owner string, hostLocked bool) er
 			return err
 		}
 		m.dropPool(name)
+		return m.dropHostIfUnused(ctx)
 	}
-	if !hostLocked {
-		return nil
+	if err := m.dropHostIfUnused(ctx); err != nil || !m.store.Has(owner) {
+		return err
 	}
-	return m.dropHostIfUnused(ctx)
+	return m.mendHost(ctx)
 }
 
 // dropSandbox removes everything of a sandbox. The caller has its lock.

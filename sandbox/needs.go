@@ -59,9 +59,20 @@ type Ports interface {
 	ForgetDeadPorts(ctx context.Context) (int, error)
 }
 
+// Examiner looks at what was made, and puts it right.
+type Examiner interface {
+	// Check tells in which ways the kernel differs from objs. An object that it
+	// cannot look at is an error.
+	Check(ctx context.Context, objs []plan.Object) ([]plan.Drift, error)
+	// Mend puts right what Check has found, in the order of objs, which are
+	// everything of one owner. It says what was more than putting back.
+	Mend(ctx context.Context, objs []plan.Object, wrong []plan.Drift) (notes []string, err error)
+}
+
 // Host is the machine.
 type Host interface {
 	reconcile.Kernel
+	Examiner
 	Facts
 	Preparer
 	Processes

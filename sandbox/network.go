@@ -164,10 +164,11 @@ func (m *Manager) makeNetwork(ctx context.Context, n spec.Network, fresh bool) e
 	}
 	want := m.nets.Network(n, m.paths.Mark)
 	if m.store.Same(want) {
-		if _, ours, err := m.host.HasLink(n.Bridge); err != nil || ours {
+		if ok, err := m.intact(ctx, want); err != nil || ok {
 			return err
 		}
 	}
+	recorded := m.store.Has(want.Owner)
 	unlock, err := m.lock(ctx, want.Owner)
 	if err != nil {
 		return err
@@ -175,6 +176,12 @@ func (m *Manager) makeNetwork(ctx context.Context, n spec.Network, fresh bool) e
 	defer unlock()
 	if err := m.store.Begin(want.Owner); err != nil {
 		return err
+	}
+	if recorded {
+		// First what is on record, to be told what was wrong with it.
+		if err := m.mendNetwork(ctx, n.Name); err != nil {
+			return err
+		}
 	}
 	if _, err = m.engine.Apply(ctx, want); err == nil && fresh {
 		err = m.saveNetwork(n)
@@ -211,31 +218,15 @@ func (m *Manager) makeHost(ctx context.Context) error {
 		_, err = m.engine.Apply(ctx, want)
 		return err
 	}
+	// Before, since what is lost with the rules is found by their absence.
+	if err := m.store.Begin(want.Owner); err != nil {
+		return err
+	}
 	changed, err := m.host.Ensure(ctx, want.Objects)
 	if err != nil || changed == 0 {
 		return err
 	}
-	owners, err := m.store.Owners()
-	if err != nil {
-		return err
-	}
-	for _, owner := range owners {
-		p, err := m.store.Load(owner)
-		if err != nil || owner == want.Owner {
-			continue // gone meanwhile
-		}
-		// What was in the table, and no more: the owner is not locked.
-		elements := slices.DeleteFunc(p.Objects, func(o plan.Object) bool { return o.Kind() != plan.KindElement })
-		if _, err := m.host.Ensure(ctx, elements); err != nil {
-			m.log.Warn("cannot mend", "owner", owner, "error", err)
-		}
-		if !m.store.Has(owner) {
-			if err := m.host.Delete(ctx, elements); err != nil {
-				m.log.Warn("cannot take back", "owner", owner, "error", err)
-			}
-		}
-	}
-	return nil
+	return m.mendElements(ctx, changed)
 }
 
 // hostPlan is the plan of what all networks share; recorded says that it is

@@ -123,7 +123,7 @@ func (m *Manager) Exec(ctx context.Context, ref string, p spec.Process) (code in
 	if err != nil {
 		return 0, err
 	}
-	code, err = m.exec(name, p)
+	code, err = m.exec(ctx, name, p)
 	if !notThere(err) {
 		return code, err
 	}
@@ -136,12 +136,15 @@ func (m *Manager) Exec(ctx context.Context, ref string, p spec.Process) (code in
 	if !m.store.Has(ownerPrefix + name) {
 		return 0, &NotFoundError{"sandbox", ref}
 	}
-	return m.exec(name, p)
+	return m.exec(ctx, name, p)
 }
 
-func (m *Manager) exec(name string, p spec.Process) (code int, err error) {
+func (m *Manager) exec(ctx context.Context, name string, p spec.Process) (code int, err error) {
 	md, _, err := m.load(name)
 	if err != nil {
+		return 0, err
+	}
+	if err := m.mendOne(ctx, name); err != nil {
 		return 0, err
 	}
 	p.Netns, p.EtcDir, p.Hostname = md.Netns, m.paths.etc(name), m.hostname(md.Spec)

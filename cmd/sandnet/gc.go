@@ -6,14 +6,18 @@ import (
 
 func (p *program) gcCommand() *cli.Command {
 	return &cli.Command{
-		Name: "gc", ArgsUsage: "[--dry-run]",
+		Name: "gc", ArgsUsage: "[--dry-run] [--repair]",
 		Usage: "Remove what nobody owns any more, and print each thing",
 		Description: `Every command cleans up after commands that were killed; gc also looks for
-what no record knows.
+what no record knows. With --repair it puts right what 'sandnet diff' shows.
 
-Example:
-  sandnet gc --dry-run`,
-		Flags: []cli.Flag{&cli.BoolFlag{Name: "dry-run", Usage: "only print what would be removed"}},
+Examples:
+  sandnet gc --dry-run
+  sandnet gc --repair`,
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "dry-run", Usage: "only print what would be removed or mended"},
+			&cli.BoolFlag{Name: "repair", Usage: "also mend what differs from the records"},
+		},
 		Action: func(c *cli.Context) error {
 			if err := wantArgs(c, 0); err != nil {
 				return err
@@ -22,8 +26,13 @@ Example:
 			if err != nil {
 				return err
 			}
-			removed, err := m.GC(c.Context, c.Bool("dry-run"))
-			for _, line := range removed {
+			lines, err := m.GC(c.Context, c.Bool("dry-run"))
+			if err == nil && c.Bool("repair") {
+				var mended []string
+				mended, err = m.Repair(c.Context, c.Bool("dry-run"))
+				lines = append(lines, mended...)
+			}
+			for _, line := range lines {
 				if e := p.println(line); e != nil && err == nil {
 					err = e
 				}

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -20,8 +21,18 @@ import (
 // object. A kind that it does not know is an error: what cannot be looked at
 // must not pass for intact.
 func (k *Kernel) Check(ctx context.Context, objs []plan.Object) ([]plan.Drift, error) {
-	c := checker{objs: objs, places: map[string]*place{}}
+	c := checker{k: k, objs: objs, places: map[string]*place{}}
 	defer c.close()
+	for _, o := range objs {
+		switch o := o.(type) {
+		case plan.Link:
+			c.onHost++
+		case plan.Addr:
+			if o.Netns == "" {
+				c.onHost++
+			}
+		}
+	}
 	for i, o := range objs {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -41,9 +52,12 @@ func (k *Kernel) Check(ctx context.Context, objs []plan.Object) ([]plan.Drift, e
 
 // checker is one Check: what it has found, and what it has looked up so far.
 type checker struct {
+	k     *Kernel
 	objs  []plan.Object
 	at    int // the object under examination
 	found []found
+	// onHost is how many of the objects are links of the host or their addresses.
+	onHost int
 
 	places map[string]*place // by namespace path; "" is the host
 	nft    *nfnl
@@ -57,8 +71,8 @@ type found struct {
 }
 
 func (c *checker) close() {
-	for _, p := range c.places {
-		if p.conn != nil {
+	for path, p := range c.places {
+		if p.conn != nil && path != "" { // the host's is the kernel's own
 			p.conn.close()
 		}
 	}
@@ -144,12 +158,18 @@ func each[T plan.Object](c *checker, f func(T) error) error {
 	return nil
 }
 
+// fewLinks is up to how many are asked for one by one: a host has thousands.
+const fewLinks = 4
+
 // place is what a namespace holds, as far as it was asked for.
 type place struct {
-	conn   *rtnl // nil if there is no such namespace
+	conn *rtnl // nil if there is no such namespace
+	// single says that links are looked up one by one.
+	single bool
 	links  map[string]linkInfo
 	names  map[int]string
 	addrs  map[plan.Addr]bool
+	listed map[string]bool // links whose addresses are known; "" is all
 	routes map[netip.Prefix][]hop
 }
 
@@ -162,44 +182,84 @@ func (h hop) String() string {
 	return "via " + h.via + " dev " + h.link
 }
 
-// place opens a namespace; its links are there, addresses and routes come when
-// asked for.
+// place opens a namespace.
 func (c *checker) place(path string) (*place, error) {
 	if p := c.places[path]; p != nil {
 		return p, nil
 	}
-	p := &place{}
+	p := &place{links: map[string]linkInfo{}, names: map[int]string{}, addrs: map[plan.Addr]bool{}, listed: map[string]bool{}}
 	c.places[path] = p
-	if path != "" && !pinned(path) {
-		return p, nil
-	}
-	dial := func() (err error) {
-		p.conn, err = dialRtnl()
-		return err
-	}
 	var err error
-	if path == "" {
-		err = dial()
-	} else {
-		err = inNetns(path, dial)
+	switch {
+	case path == "":
+		if p.conn, err = c.k.host(); err == nil && c.onHost <= fewLinks {
+			p.single = true
+			return p, nil
+		}
+	case pinned(path):
+		err = inNetns(path, func() (err error) {
+			p.conn, err = dialRtnl()
+			return err
+		})
+	default:
+		return p, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	reset := func() { p.links, p.names = map[string]linkInfo{}, map[int]string{} }
-	return p, p.conn.dump(unix.RTM_GETLINK, nl.NewIfInfomsg(unix.AF_UNSPEC), reset, func(b []byte) error {
+	return p, p.loadLinks()
+}
+
+func (p *place) loadLinks() error {
+	p.single = false
+	reset := func() { clear(p.links); clear(p.names) }
+	return p.conn.dump(unix.RTM_GETLINK, nl.NewIfInfomsg(unix.AF_UNSPEC), reset, func(b []byte) error {
 		l, err := parseLink(b)
 		p.links[l.name], p.names[l.index] = l, l.name
 		return err
 	})
 }
 
-func (p *place) loadAddrs(path string) error {
-	if p.addrs != nil || p.conn == nil {
+func (p *place) link(name string) (l linkInfo, ok bool, err error) {
+	if l, ok = p.links[name]; ok || !p.single {
+		return l, ok, nil
+	}
+	l, err = p.conn.link(name)
+	if errors.Is(err, unix.ENODEV) {
+		return l, false, nil
+	}
+	p.links[name], p.names[l.index] = l, name
+	return l, err == nil, err
+}
+
+// name is a link's name, by its index.
+func (p *place) name(index int) (string, error) {
+	if p.names[index] == "" && index != 0 && p.single {
+		if err := p.loadLinks(); err != nil {
+			return "", err
+		}
+	}
+	return p.names[index], nil
+}
+
+// loadAddrs lists the addresses, of one link where that is enough.
+func (p *place) loadAddrs(path, link string) error {
+	header := nl.NewIfAddrmsg(unix.AF_UNSPEC)
+	if !p.single {
+		link = ""
+	}
+	if p.listed[link] || p.conn == nil {
 		return nil
 	}
-	reset := func() { p.addrs = map[plan.Addr]bool{} }
-	return p.conn.dump(unix.RTM_GETADDR, nl.NewIfAddrmsg(unix.AF_UNSPEC), reset, func(b []byte) error {
+	if p.single {
+		l, ok, err := p.link(link)
+		if err != nil || !ok {
+			return err
+		}
+		header.Index = uint32(l.index)
+	}
+	p.listed[link] = true
+	return p.conn.dump(unix.RTM_GETADDR, header, func() {}, func(b []byte) error {
 		m := nl.DeserializeIfAddrmsg(b)
 		var local, address []byte
 		for typ, v := range attrs(b[unix.SizeofIfAddrmsg:]) {
@@ -224,6 +284,11 @@ func (p *place) loadAddrs(path string) error {
 func (p *place) loadRoutes() error {
 	if p.routes != nil || p.conn == nil {
 		return nil
+	}
+	if p.single {
+		if err := p.loadLinks(); err != nil {
+			return err
+		}
 	}
 	p.routes = map[netip.Prefix][]hop{}
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
@@ -279,14 +344,17 @@ func (c *checker) netns(n plan.Netns) error {
 		c.compare("loopback", "up", upDown(lo.up))
 		return nil
 	}
-	// A process may have ended, and its number gone to another one.
-	if pinned(n.Join) {
+	if !joinsProcess(n) && pinned(n.Join) {
 		if want, have := inode(n.Join), inode(n.Path); want != have {
 			c.differs("namespace", "that of "+n.Join, "another one")
 		}
 	}
 	return nil
 }
+
+// joinsProcess: the number of a process says nothing later. It may have ended,
+// and its number gone to another one.
+func joinsProcess(n plan.Netns) bool { return strings.HasPrefix(n.Join, "/proc/") }
 
 func inode(path string) (id [2]uint64) {
 	var st unix.Stat_t
@@ -315,7 +383,10 @@ func (c *checker) link(l plan.Link) error {
 	if err != nil {
 		return err
 	}
-	have, ok := host.links[l.Name]
+	have, ok, err := host.link(l.Name)
+	if err != nil {
+		return err
+	}
 	if !ok {
 		c.missing()
 		return nil
@@ -323,11 +394,24 @@ func (c *checker) link(l plan.Link) error {
 	c.compare("type", string(l.Type), have.kind)
 	c.compare("group", strconv.Itoa(int(l.Mark)), strconv.Itoa(int(have.group)))
 	c.compare("state", "up", upDown(have.up))
-	c.compare("mtu", strconv.Itoa(l.MTU), strconv.Itoa(have.mtu))
+	mtu, err := host.mtu(l, have)
+	if err != nil {
+		return err
+	}
+	c.compare("mtu", strconv.Itoa(mtu), strconv.Itoa(have.mtu))
 	if l.MAC != "" {
 		c.compare("mac", l.MAC, have.mac)
 	}
-	c.compare("master", l.Master, host.names[have.master])
+	if l.Master != "" && host.single { // it then needs no search by its index
+		if _, _, err := host.link(l.Master); err != nil {
+			return err
+		}
+	}
+	master, err := host.name(have.master)
+	if err != nil {
+		return err
+	}
+	c.compare("master", l.Master, master)
 	if l.Master != "" && have.master != 0 { // the flags are the port's
 		c.compare("isolated", onOff(l.Isolated), onOff(have.isolated))
 		c.compare("hairpin", onOff(l.Hairpin), onOff(have.hairpin))
@@ -356,12 +440,31 @@ func (c *checker) link(l plan.Link) error {
 	return nil
 }
 
+// mtu is what a link's should be. The kernel lowers a bridge's to that of its
+// smallest port.
+func (p *place) mtu(l plan.Link, have linkInfo) (int, error) {
+	if l.Type != plan.Bridge || have.mtu >= l.MTU {
+		return l.MTU, nil
+	}
+	if p.single {
+		if err := p.loadLinks(); err != nil {
+			return 0, err
+		}
+	}
+	for _, port := range p.links {
+		if port.master == have.index && port.mtu == have.mtu {
+			return have.mtu, nil
+		}
+	}
+	return l.MTU, nil
+}
+
 func (c *checker) addr(a plan.Addr) error {
 	p, err := c.place(a.Netns)
 	if err != nil {
 		return err
 	}
-	if err := p.loadAddrs(a.Netns); err != nil {
+	if err := p.loadAddrs(a.Netns, a.Link); err != nil {
 		return fmt.Errorf("list addresses: %w", err)
 	}
 	if !p.addrs[a] {

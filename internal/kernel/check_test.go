@@ -48,6 +48,7 @@ func driftCases() []driftCase {
 		{"bridge deleted", plan.KindLink, shell("ip link del br0"), "link br0: missing"},
 		{"veth deleted", plan.KindLink, shell("ip link del sva"), "link sva: missing"},
 		{"mtu", plan.KindLink, shell("ip link set sva mtu 1300"), "link sva: mtu: want 1400, have 1300"},
+		{"mtu of a bridge", plan.KindLink, shell("ip link set br0 mtu 1280"), "link br0: mtu: want 1400, have 1280"},
 		{"down", plan.KindLink, shell("ip link set br0 down"), "link br0: state: want up, have down"},
 		{"mac", plan.KindLink, shell("ip link set br0 address 02:00:00:00:00:01"), "link br0: mac: want 02:42:0a:01:00:01, have 02:00:00:00:00:01"},
 		{"master", plan.KindLink, shell("ip link set sva nomaster"), "link sva: master: want br0, have none"},
@@ -228,6 +229,44 @@ func planKinds(t *testing.T) (kinds []string) {
 		t.Fatalf("only %v", kinds)
 	}
 	return kinds
+}
+
+// Of a network alone little is asked, link by link.
+func TestCheckOfFew(t *testing.T) {
+	for line, want := range map[string]string{
+		"ip link set br0 address 02:00:00:00:00:01": "link br0: mac",
+		"ip link set br0 down":                      "link br0: state",
+		"ip link del br0":                           "link br0: missing",
+		"ip addr flush dev br0":                     "10.1.0.1/24: missing",
+		"ip link add up1 type bridge; ip link add p1 type veth; ip link set p1 master up1; ip link del br0; ip link set p1 name br0": "type: want bridge, have veth",
+	} {
+		k, _ := testKernel(t)
+		mustEnsure(t, k, bridgePlan())
+		if drift := check(t, k, bridgePlan()); len(drift) > 0 {
+			t.Fatalf("just made, and\n%s", describe(drift))
+		}
+		output(t, "sh", "-ec", line)
+		if got := describe(check(t, k, bridgePlan())); !strings.Contains(got, want) {
+			t.Errorf("%s: no %q in\n%s", line, want, got)
+		}
+		k.Close()
+	}
+}
+
+// A bridge follows its smallest port: that is no drift.
+func TestBridgeFollowsItsPorts(t *testing.T) {
+	k, dir := testKernel(t)
+	sb := sandboxPlan(dir, "a", "10.1.0.2/24")
+	small := sb[1].(plan.Link)
+	small.MTU = 1300
+	sb[1] = small
+	objs := append(bridgePlan(), sb...)
+	mustEnsure(t, k, objs)
+	for _, objs := range [][]plan.Object{objs, bridgePlan()} {
+		if drift := check(t, k, objs); len(drift) > 0 {
+			t.Errorf("drift\n%s", describe(drift))
+		}
+	}
 }
 
 type strange struct{}

@@ -86,8 +86,7 @@ func (k *Kernel) mendNetns(ctx context.Context, objs []plan.Object, n plan.Netns
 			return "", err
 		}
 		return "joined the namespace of " + n.Join + " again", pin(n.Join, n.Path)
-	case n.Join != "" && !pinned(n.Join):
-		// A process number says nothing by now: it may be another's.
+	case n.Join != "" && (joinsProcess(n) || !pinned(n.Join)):
 		return "", fmt.Errorf("nobody knows which namespace it was: remove the sandbox and make it again")
 	case n.Join != "":
 		_, err := k.Ensure(ctx, []plan.Object{n})
