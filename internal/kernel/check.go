@@ -378,6 +378,13 @@ func onOff(on bool) string {
 	return "off"
 }
 
+func addrGen(l linkInfo) string {
+	if l.addrGen {
+		return "on"
+	}
+	return "none"
+}
+
 func (c *checker) link(l plan.Link) error {
 	host, err := c.place("")
 	if err != nil {
@@ -399,6 +406,9 @@ func (c *checker) link(l plan.Link) error {
 		return err
 	}
 	c.compare("mtu", strconv.Itoa(mtu), strconv.Itoa(have.mtu))
+	if !l.IPv6 {
+		c.compare("addrgenmode", "none", addrGen(have))
+	}
 	if l.MAC != "" {
 		c.compare("mac", l.MAC, have.mac)
 	}
@@ -433,6 +443,9 @@ func (c *checker) link(l plan.Link) error {
 		return nil
 	}
 	c.compare("state of "+l.Peer, "up", upDown(peer.up))
+	if !l.IPv6 {
+		c.compare("addrgenmode of "+l.Peer, "none", addrGen(peer))
+	}
 	c.compare("mtu of "+l.Peer, strconv.Itoa(l.MTU), strconv.Itoa(peer.mtu))
 	if l.PeerMAC != "" {
 		c.compare("mac of "+l.Peer, l.PeerMAC, peer.mac)

@@ -54,6 +54,8 @@ func driftCases() []driftCase {
 		{"master", plan.KindLink, shell("ip link set sva nomaster"), "link sva: master: want br0, have none"},
 		{"isolated", plan.KindLink, shell("bridge link set dev sva isolated off"), "link sva: isolated: want on, have off"},
 		{"hairpin", plan.KindLink, shell("bridge link set dev sva hairpin on"), "link sva: hairpin: want off, have on"},
+		{"addresses of its own", plan.KindLink, shell("ip link set br0 addrgenmode eui64"), "link br0: addrgenmode: want none, have on"},
+		{"peer with addresses of its own", plan.KindLink, inside("ip link set eth0 addrgenmode eui64"), "link sva: addrgenmode of eth0: want none, have on"},
 		{"peer down", plan.KindLink, inside("ip link set eth0 down"), "link sva: state of eth0: want up, have down"},
 		{"peer renamed", plan.KindLink, inside("sh -c 'ip link set eth0 down; ip link set eth0 name lan0'"), "link sva: peer: want eth0 in DIR/netns/a, have none"},
 		{"address", plan.KindAddr, shell("ip addr flush dev br0"), "addr  br0 10.1.0.1/24: missing"},

@@ -219,6 +219,10 @@ func (k *Kernel) mendLink(ctx context.Context, l plan.Link) error {
 	if err != nil {
 		return err
 	}
+	k.raise(host, l.Name, l.IPv6)
+	if err := host.flush(); err != nil {
+		return err
+	}
 	if l.Master != "" {
 		if err := writePort(host, l); err != nil {
 			return err
@@ -236,6 +240,7 @@ func (k *Kernel) mendLink(ctx context.Context, l plan.Link) error {
 		return err
 	}
 	inside.add("link "+l.Peer, req, nil)
+	k.raise(inside, l.Peer, l.IPv6)
 	return inside.flush()
 }
 

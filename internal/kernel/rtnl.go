@@ -200,6 +200,8 @@ type linkInfo struct {
 	peer int
 	// isolated and hairpin are of a bridge's port.
 	isolated, hairpin bool
+	// addrGen says that the kernel makes IPv6 addresses for the link.
+	addrGen bool
 }
 
 func parseLink(b []byte) (linkInfo, error) {
@@ -223,6 +225,8 @@ func parseLink(b []byte) (linkInfo, error) {
 			l.mac = macString(a.Value)
 		case unix.IFLA_LINK:
 			l.peer = int(binary.NativeEndian.Uint32(a.Value))
+		case unix.IFLA_AF_SPEC:
+			l.addrGen = generates(a.Value)
 		case unix.IFLA_LINKINFO:
 			info, err := nl.ParseRouteAttr(a.Value)
 			if err != nil {
@@ -239,6 +243,22 @@ func parseLink(b []byte) (linkInfo, error) {
 		}
 	}
 	return l, nil
+}
+
+// generates looks for the way in which a link gets IPv6 addresses; a kernel
+// without IPv6 says nothing.
+func generates(spec []byte) bool {
+	for family, b := range attrs(spec) {
+		if family != unix.AF_INET6 {
+			continue
+		}
+		for typ, v := range attrs(b) {
+			if typ == unix.IFLA_INET6_ADDR_GEN_MODE && len(v) > 0 {
+				return v[0] != in6AddrGenModeNone
+			}
+		}
+	}
+	return false
 }
 
 // port reads the attributes of a bridge's port.

@@ -100,7 +100,7 @@ func TestDiffAndRepair(t *testing.T) {
 			if r.Code != 1 || r.Stderr != "" || !hasLine(r.Stdout, d.diff) {
 				t.Errorf("no line with %q: %s", d.diff, r)
 			}
-			before := h.Dump()
+			before := h.Settled()
 			dry := h.OK("gc", "--repair", "--dry-run")
 			if !hasLine(dry, append([]string{"repair"}, d.diff...)) {
 				t.Errorf("dry run: no line with %q:\n%s", d.diff, dry)

@@ -1,0 +1,70 @@
+package crash
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// TestKilledRepair damages a host and kills what mends it, gc or a create that
+// comes across the damage, at each of its points. Whoever comes next goes on:
+// in the end the host is as it was before the damage.
+func TestKilledRepair(t *testing.T) {
+	for _, damage := range []string{
+		"nft flush ruleset; sysctl -qw net.ipv4.ip_forward=0",
+		"ip link del br-n",
+		"ip link del $(ip -o link show master br-n | head -1 | cut -d: -f2 | cut -d@ -f1)",
+	} {
+		for _, by := range []string{"gc", "create"} {
+			if by == "create" && strings.Contains(damage, "master") {
+				continue // no create looks at its neighbours
+			}
+			t.Run(by+" after "+damage, func(t *testing.T) {
+				t.Parallel()
+				killedRepair(t, damage, by)
+			})
+		}
+	}
+}
+
+func killedRepair(t *testing.T, damage, by string) {
+	h := newHost(t)
+	next(h, 0)
+	h.OK(newNet...)
+	h.OK("create", "--name", "web", "--net", "n", "-p", "8080:80")
+	h.OK("create", "--name", "db", "--net", "n")
+	intact := h.Settled()
+	for n := 1; n < limit; n++ {
+		h.Must("sh", "-ec", damage)
+		var point string
+		if by == "gc" {
+			point = crashAt(t, h, n, "gc", "--repair")
+			h.OK("gc", "--repair")
+		} else {
+			point = crashAt(t, h, n, "create", "--name", "x", "--net", "n")
+			if point == "" {
+				h.OK("rm", "x")
+			}
+			h.OK("create", "--name", "y", "--net", "n")
+			h.OK("rm", "y")
+			if exists(h, operation{target: sandbox}) {
+				h.OK("rm", "x")
+			}
+		}
+		if r := h.Sandnet("diff"); r.Code != 0 {
+			t.Errorf("killed at %d (before %s): %s", n, point, r)
+			h.OK("gc", "--repair")
+		}
+		if i, d := h.Becomes(intact); i < 0 {
+			t.Fatalf("killed at %d (before %s): the host differs:\n%s", n, point, d)
+		}
+		if point == "" {
+			if n < 3 {
+				t.Errorf("%d kill points", n-1)
+			}
+			t.Log(fmt.Sprintf("%s: killed at each of %d points", by, n-1))
+			return
+		}
+	}
+	t.Errorf("more than %d kill points", limit)
+}
