@@ -38,10 +38,7 @@ type Manager struct {
 	engine *reconcile.Engine
 	modes  map[string]Mode
 	log    *slog.Logger
-	// locks counts the locks held; the first enters the store, the last leaves it.
-	locks int
-	leave func()
-	held  map[string]bool // the owners whose locks this process has
+	held   map[string]bool // the owners whose locks this process has
 }
 
 // New returns the manager of the host at p; it neither reads nor changes
@@ -169,32 +166,18 @@ func (m *Manager) ready() error {
 // lock takes an owner's lock, after cleaning up what a command killed since
 // the start of this one may have left of it.
 func (m *Manager) lock(ctx context.Context, owner string) (unlock func(), err error) {
-	if m.locks == 0 {
-		if m.leave, err = m.store.Enter(ctx); err != nil {
-			return nil, fmt.Errorf("%s: %w", owner, err)
-		}
-	}
-	m.locks++
-	release, err := m.lockEntered(ctx, owner)
+	release, err := m.lockClean(ctx, owner)
 	if err != nil {
-		m.unlocked()
 		return nil, err
 	}
 	m.held[owner] = true
 	return func() {
 		delete(m.held, owner)
 		release()
-		m.unlocked()
 	}, nil
 }
 
-func (m *Manager) unlocked() {
-	if m.locks--; m.locks == 0 {
-		m.leave()
-	}
-}
-
-func (m *Manager) lockEntered(ctx context.Context, owner string) (unlock func(), err error) {
+func (m *Manager) lockClean(ctx context.Context, owner string) (unlock func(), err error) {
 	unlock, err = m.store.Lock(ctx, owner)
 	if !errors.Is(err, fs.ErrExist) {
 		return unlock, err

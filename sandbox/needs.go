@@ -67,6 +67,8 @@ type Examiner interface {
 	// Mend puts right what Check has found, in the order of objs, which are
 	// everything of one owner. It says what was more than putting back.
 	Mend(ctx context.Context, objs []plan.Object, wrong []plan.Drift) (notes []string, err error)
+	// Health gathers what doctor judges; dirs are sandnet's own directories.
+	Health(dirs []string) (spec.Health, error)
 }
 
 // Host is the machine.
@@ -111,10 +113,6 @@ type Store interface {
 // Turnstile keeps those who change what they know from one who removes what
 // nobody knows.
 type Turnstile interface {
-	// Enter comes before the first Lock; leave after the last is given back.
-	Enter(ctx context.Context) (leave func(), err error)
-	// Exclude waits for those inside to leave and lets nobody in until release.
-	Exclude(ctx context.Context) (release func(), err error)
 }
 
 // Journal tells what is under way, and what was when a process was killed.

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"slices"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -149,88 +147,4 @@ func (m *Manager) exec(ctx context.Context, name string, p spec.Process) (code i
 	}
 	p.Netns, p.EtcDir, p.Hostname = md.Netns, m.paths.etc(name), m.hostname(md.Spec)
 	return m.host.Run(p)
-}
-
-// GC removes what no record names and what no living sandbox owns; it returns
-// a line for each thing, also with dryRun, which removes nothing.
-func (m *Manager) GC(ctx context.Context, dryRun bool) ([]string, error) {
-	if err := m.ready(); err != nil {
-		return nil, err
-	}
-	lines, err := m.cleanUp(ctx, dryRun)
-	if err != nil {
-		return lines, err
-	}
-	gone, err := m.collectContainers(ctx, dryRun)
-	lines = append(lines, gone...)
-	if err != nil {
-		return lines, err
-	}
-	orphans, err := m.orphans(ctx, dryRun)
-	for _, o := range orphans {
-		lines = append(lines, o.Key())
-	}
-	if err != nil {
-		return lines, err
-	}
-	for _, network := range m.pools() {
-		pool := m.pool(network)
-		used, err := pool.InUse()
-		if err != nil {
-			return lines, err
-		}
-		for _, u := range used {
-			// In this order: a create that ends in between has its record by then.
-			if m.store.Locked(ownerPrefix+u.Owner) || m.store.Has(ownerPrefix+u.Owner) {
-				continue
-			}
-			lines = append(lines, fmt.Sprintf("address %s of network %s", u.Addr, network))
-			if !dryRun {
-				if err := pool.Release(u.Owner, u.Addr); err != nil {
-					return lines, err
-				}
-			}
-		}
-	}
-	if dryRun {
-		return lines, nil
-	}
-	// These are other hosts' on this machine, and no longer hold anybody up.
-	switch n, err := m.host.ForgetDeadPorts(ctx); {
-	case err != nil:
-		m.log.Warn("cannot look for ports of network namespaces that are gone", "error", err)
-	case n > 0:
-		m.log.Info("gave up ports of network namespaces that are gone", "ports", n)
-	}
-	unlock, err := m.lock(ctx, "host")
-	if err != nil {
-		return lines, err
-	}
-	defer unlock()
-	if err := m.store.Begin("host"); err != nil {
-		return lines, err
-	}
-	return lines, m.dropHostIfUnused(ctx)
-}
-
-// orphans sweeps. Links are looked at twice: the kernel takes some 30 ms to free
-// those of a sandbox that was removed just now.
-func (m *Manager) orphans(ctx context.Context, dryRun bool) ([]plan.Object, error) {
-	found, err := m.engine.Sweep(ctx, true)
-	if err != nil || len(found) == 0 {
-		return found, err
-	}
-	if slices.ContainsFunc(found, func(o plan.Object) bool { return o.Kind() == plan.KindLink }) {
-		time.Sleep(100 * time.Millisecond)
-	}
-	if dryRun {
-		return m.engine.Sweep(ctx, true)
-	}
-	// What is found is removed by its name, which nobody may get meanwhile.
-	release, err := m.store.Exclude(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer release()
-	return m.engine.Sweep(ctx, false)
 }

@@ -64,7 +64,7 @@ func (p *program) commands() *cli.Command {
 		p.psCommand(), p.inspectCommand(), p.portCommand())...)
 	root.Subcommands = append(root.Subcommands, in(networks, p.networkCommand())...)
 	root.Subcommands = append(root.Subcommands, in(runtimes, p.hookCommand(), p.ociCommand())...)
-	root.Subcommands = append(root.Subcommands, in(host, p.planCommand(), p.diffCommand(), p.gcCommand())...)
+	root.Subcommands = append(root.Subcommands, in(host, p.planCommand(), p.diffCommand(), p.gcCommand(), p.doctorCommand())...)
 	root.Subcommands = append(root.Subcommands, in(about,
 		p.versionCommand(), p.completionCommand(), p.helpCommand(), p.completeCommand())...)
 	p.finish(root, "")

@@ -379,14 +379,23 @@ func (h *hooks) makeMaps(need scope) (err error) {
 	return nil
 }
 
-func (h *hooks) attachOne(k hook) error {
+// load has the kernel's verifier read a program.
+func (h *hooks) load(k hook) (fd int, err error) {
 	maps := programMaps{h.ports.fd, h.peers}
-	fd, err := h.call.loadProgram(k.name, k.at, k.code(maps, true), nil)
+	fd, err = h.call.loadProgram(k.name, k.at, k.code(maps, true), nil)
 	if errors.Is(err, unix.EINVAL) && k.scope == scopeBind {
 		fd, err = h.call.loadProgram(k.name, k.at, k.code(maps, false), nil) // before Linux 5.18
 	}
 	if err != nil {
-		return fmt.Errorf("load BPF program %s: %w", k.name, explainBPF(err, "the kernel does not know what it uses (Linux 5.14)"))
+		return -1, fmt.Errorf("load BPF program %s: %w", k.name, explainBPF(err, "the kernel does not know what it uses (Linux 5.14)"))
+	}
+	return fd, nil
+}
+
+func (h *hooks) attachOne(k hook) error {
+	fd, err := h.load(k)
+	if err != nil {
+		return err
 	}
 	defer unix.Close(fd)
 	crash.Point("host port attach")

@@ -219,7 +219,7 @@ func (k *Kernel) mendLink(ctx context.Context, l plan.Link) error {
 	if err != nil {
 		return err
 	}
-	k.raise(host, l.Name, l.IPv6)
+	raise(host, l.Name)
 	if err := host.flush(); err != nil {
 		return err
 	}
@@ -240,7 +240,7 @@ func (k *Kernel) mendLink(ctx context.Context, l plan.Link) error {
 		return err
 	}
 	inside.add("link "+l.Peer, req, nil)
-	k.raise(inside, l.Peer, l.IPv6)
+	raise(inside, l.Peer)
 	return inside.flush()
 }
 

@@ -19,23 +19,26 @@ func explainNft(err error) error {
 	if !isUnsupported(err) {
 		return err
 	}
-	for _, part := range []struct {
-		what, config string
-		chain        string
-		rule         string
-	}{
+	for _, part := range nftParts() {
+		if probe := tryNft("inet", part.chain, part.rule); probe != nil {
+			return fmt.Errorf("kernel lacks %s (CONFIG_%s): %w", part.what, part.config, errors.Join(err, probe))
+		}
+	}
+	return err
+}
+
+// nftPart is a part of nf_tables that sandnet uses, with a rule that needs it.
+type nftPart struct{ what, config, chain, rule string }
+
+func nftParts() []nftPart {
+	return []nftPart{
 		{"nf_tables in family inet", "NF_TABLES_INET", "", ""},
 		{"nf_tables NAT chains", "NFT_NAT", "nat", ""},
 		{"nf_tables masquerading", "NFT_MASQ", "nat", "masquerade"},
 		{"nf_tables connection tracking", "NFT_CT", "filter", "ct state established accept"},
 		{"nf_tables address types", "NFT_FIB_INET", "filter", "fib daddr type local accept"},
 		{"nf_tables matching of device kinds", "NF_TABLES of Linux 5.1", "filter", `meta oifkind "bridge" accept`},
-	} {
-		if probe := tryNft("inet", part.chain, part.rule); probe != nil {
-			return fmt.Errorf("kernel lacks %s (CONFIG_%s): %w", part.what, part.config, errors.Join(err, probe))
-		}
 	}
-	return err
 }
 
 // isUnsupported reports whether err may mean that the kernel lacks something.

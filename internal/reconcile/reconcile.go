@@ -86,10 +86,11 @@ func (e *Engine) Remove(ctx context.Context, owner string) error {
 	return e.Store.Remove(owner)
 }
 
-// Sweep returns everything that carries our mark and is in no record, and
-// removes it unless dryRun. The machine is looked at before the records are:
-// what another process makes meanwhile was recorded before it was made.
-func (e *Engine) Sweep(ctx context.Context, dryRun bool) ([]plan.Object, error) {
+// Orphans returns everything that carries our mark and is in no record. The
+// machine is looked at before the records are: what another process makes
+// meanwhile was recorded before it was made. By the time that the caller
+// deletes one, its name may be another's: that is the caller's to rule out.
+func (e *Engine) Orphans(ctx context.Context) ([]plan.Object, error) {
 	var found []plan.Object
 	for o, err := range e.Kernel.Owned(ctx) {
 		if err != nil {
@@ -114,9 +115,5 @@ func (e *Engine) Sweep(ctx context.Context, dryRun bool) ([]plan.Object, error) 
 			known[o.Key()] = true
 		}
 	}
-	orphans := slices.DeleteFunc(found, func(o plan.Object) bool { return known[o.Key()] })
-	if dryRun || len(orphans) == 0 {
-		return orphans, nil
-	}
-	return orphans, e.Kernel.Delete(ctx, orphans)
+	return slices.DeleteFunc(found, func(o plan.Object) bool { return known[o.Key()] }), nil
 }
