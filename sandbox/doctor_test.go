@@ -18,7 +18,15 @@ func healthy() exam {
 	}
 }
 
-func TestDoctorJudges(t *testing.T) {
+// judgement is one thing that may be wrong; want is what the finding besides
+// the note on br_netfilter says.
+type judgement struct {
+	name string
+	harm func(*exam)
+	want string
+}
+
+func judgements() []judgement {
 	route := func(p, link string) func(*exam) {
 		return func(e *exam) { e.Routes = []spec.Route{{Prefix: netip.MustParsePrefix(p), Link: link}} }
 	}
@@ -40,12 +48,7 @@ func TestDoctorJudges(t *testing.T) {
 			}
 		}
 	}
-	for _, c := range []struct {
-		name string
-		harm func(*exam)
-		// want is what the finding besides the note on br_netfilter says.
-		want string
-	}{
+	return []judgement{
 		{"healthy", func(*exam) {}, ""},
 		{"ip_forward", func(e *exam) { e.Forward4 = false }, "error ip_forward: IPv4 forwarding is off"},
 		{"ip_forward before the first network", func(e *exam) { e.Forward4, e.inUse = false, false }, ""},
@@ -83,7 +86,11 @@ func TestDoctorJudges(t *testing.T) {
 		{"resolv.conf", func(e *exam) { e.resolv = "nameserver 127.0.0.53\nnameserver ::1\n" }, "warning resolv.conf: "},
 		{"no resolv.conf", func(e *exam) { e.resolv = "" }, "warning resolv.conf: "},
 		{"route_localnet", func(e *exam) { e.LocalnetLinks = []string{"br-n", "eth0"} }, "warning route_localnet: route_localnet is on for eth0"},
-	} {
+	}
+}
+
+func TestDoctorJudges(t *testing.T) {
+	for _, c := range judgements() {
 		t.Run(c.name, func(t *testing.T) {
 			e := healthy()
 			c.harm(&e)

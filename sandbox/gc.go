@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/sandnet/sandnet/internal/plan"
+	"github.com/sandnet/sandnet/internal/spec"
 )
 
 // GC removes what no record names and what no living sandbox owns; it returns
@@ -72,7 +73,48 @@ func (m *Manager) leftovers(ctx context.Context, dryRun bool) (lines []string, e
 		}
 	}
 	addresses, e2 := m.lostAddresses(ctx, dryRun)
-	return append(lines, addresses...), errors.Join(err, e, e2)
+	networks, e3 := m.lostNetworks(ctx, dryRun)
+	return slices.Concat(lines, addresses, networks), errors.Join(err, e, e2, e3)
+}
+
+// lostNetworks removes what is there of networks whose definition is lost, once
+// no sandbox is on them.
+func (m *Manager) lostNetworks(ctx context.Context, dryRun bool) (lines []string, err error) {
+	owners, err := m.store.Owners()
+	if err != nil {
+		return nil, err
+	}
+	lost := func(name string) bool {
+		_, err := m.loadNetwork(name)
+		var missing *NotFoundError
+		return errors.As(err, &missing) && m.store.Has(networkOwner(name)) && m.unused(spec.Network{Name: name}) == nil
+	}
+	for _, owner := range owners {
+		name, ok := strings.CutPrefix(owner, "network/")
+		// In this order: one that is just being made has its definition by then.
+		if !ok || m.store.Locked(owner) || !lost(name) {
+			continue
+		}
+		lines = append(lines, owner)
+		if dryRun {
+			continue
+		}
+		err := m.withOwner(ctx, owner, func(plan.Plan) error {
+			if !lost(name) {
+				return nil
+			}
+			for _, o := range []string{"host", owner} {
+				if err := m.store.Begin(o); err != nil {
+					return err
+				}
+			}
+			return m.dropNetwork(ctx, name)
+		})
+		if err != nil {
+			return lines, err
+		}
+	}
+	return lines, nil
 }
 
 // orphans are what no record names. Links are looked at twice: the kernel takes

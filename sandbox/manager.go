@@ -500,7 +500,8 @@ func (m *Manager) all() ([]meta, error) {
 			continue
 		}
 		if err != nil {
-			return nil, err
+			m.log.Warn("cannot read a record", "owner", owner, "error", err) // the rest goes on
+			continue
 		}
 		out = append(out, md)
 	}

@@ -106,6 +106,8 @@ type Store interface {
 	// WriteDurable replaces a file outside the records so that it survives a
 	// loss of power.
 	WriteDurable(path string, data []byte) error
+	// SetAside moves a corrupt file out of the way, and says so.
+	SetAside(path string, corrupt []byte, why error) error
 	// RemoveDurable removes it; a missing one is no error.
 	RemoveDurable(path string) error
 }

@@ -32,8 +32,17 @@ func (m *Manager) loadNetwork(name string) (spec.Network, error) {
 	if err != nil {
 		return n, err
 	}
-	if err := json.Unmarshal(data, &n); err != nil {
-		return n, fmt.Errorf("definition of network %s: %w", name, err)
+	if err := json.Unmarshal(data, &n); err != nil || n.Name != name || len(n.Subnets) == 0 || len(n.Gateways) < len(n.Subnets) {
+		if err == nil {
+			err = errors.New("it is incomplete")
+		}
+		if !m.paths.isRoot() {
+			return n, fmt.Errorf("definition of network %s: %w", name, err)
+		}
+		if err := m.store.SetAside(m.paths.network(name), data, err); err != nil {
+			return n, err
+		}
+		return spec.Network{}, &NotFoundError{"network", name}
 	}
 	return n, nil
 }

@@ -97,7 +97,7 @@ func notThere(err error) bool {
 func (m *Manager) hostname(s spec.Sandbox) string {
 	switch s.Mode {
 	case spec.ModeHost:
-		return ""
+		return s.Hostname // else the host's
 	case spec.ModeContainer:
 		name, err := m.resolve(s.Join)
 		if err != nil {

@@ -50,7 +50,8 @@ func (m *Manager) create(ctx context.Context, s spec.Sandbox) (View, error) {
 		return View{}, duplicate(s.Name)
 	}
 	if _, err := os.Lstat(m.paths.netns(s.Name)); err == nil && s.Mode != spec.ModeHost && s.Source != spec.SourceCNI {
-		return View{}, &spec.InputError{What: "name", Value: s.Name, Why: m.paths.netns(s.Name) + " exists and is not sandnet's"}
+		return View{}, &spec.InputError{What: "name", Value: s.Name, Why: m.paths.netns(s.Name) + " exists and is not sandnet's",
+			Hint: "if it was, and its record is lost, 'sandnet gc' removes it"}
 	}
 	if link := m.paths.etcLink(s.Name); link != "" {
 		// What an earlier boot left of ours points to where its files were.

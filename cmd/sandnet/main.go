@@ -188,7 +188,7 @@ func openHost(root string, log *slog.Logger) (*sandbox.Manager, error) {
 	k := kernel.New(paths.Mark, paths.Netns)
 	k.UseReapers()
 	bridge := modes.Bridge{Firewall: nftables.Firewall{}}
-	return sandbox.New(paths, k, record.New(paths.Run), log,
+	return sandbox.New(paths, k, record.New(paths.Run, log), log,
 		bridge, // plans the networks, too
 		bridge, modes.Host{}, modes.Container{}, modes.None{}), nil
 }

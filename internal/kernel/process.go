@@ -147,7 +147,13 @@ func supervise(p spec.Process, cmd *exec.Cmd, job bool, started func(pid int) er
 // /etc and a /sys that shows the sandbox's links.
 func enter(p spec.Process) error {
 	if p.Netns == "" {
-		return nil
+		if p.Hostname == "" {
+			return nil
+		}
+		if err := unix.Unshare(unix.CLONE_NEWUTS); err != nil {
+			return fmt.Errorf("new UTS namespace: %w", err)
+		}
+		return setHostname(p.Hostname)
 	}
 	if err := setnsPath(p.Netns); err != nil {
 		return err
@@ -159,8 +165,8 @@ func enter(p spec.Process) error {
 		return fmt.Errorf("mount propagation: %w", err)
 	}
 	if p.Hostname != "" {
-		if err := unix.Sethostname([]byte(p.Hostname)); err != nil {
-			return fmt.Errorf("hostname %s: %w", p.Hostname, err)
+		if err := setHostname(p.Hostname); err != nil {
+			return err
 		}
 	}
 	if err := unix.Mount("sysfs", "/sys", "sysfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
@@ -175,6 +181,13 @@ func enter(p spec.Process) error {
 		if err != nil && !errors.Is(err, unix.ENOENT) { // a host without /etc/hostname keeps it so
 			return fmt.Errorf("mount /etc/%s: %w", e.Name(), err)
 		}
+	}
+	return nil
+}
+
+func setHostname(name string) error {
+	if err := unix.Sethostname([]byte(name)); err != nil {
+		return fmt.Errorf("hostname %s: %w", name, err)
 	}
 	return nil
 }

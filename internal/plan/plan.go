@@ -200,7 +200,14 @@ func decode(k Kind, raw []byte) (Object, error) {
 	case KindHostsFile:
 		return as[HostsFile](raw)
 	}
-	return nil, fmt.Errorf("unknown object kind %q", k)
+	return nil, &UnknownKindError{k}
+}
+
+// UnknownKindError says that a plan was written by another version of sandnet.
+type UnknownKindError struct{ What Kind }
+
+func (e *UnknownKindError) Error() string {
+	return fmt.Sprintf("unknown object kind %q: was it written by another version of sandnet?", e.What)
 }
 
 func as[T Object](raw []byte) (Object, error) {

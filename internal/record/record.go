@@ -15,8 +15,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -30,12 +32,16 @@ import (
 
 // Store is a directory of records. It is safe for concurrent use by any number
 // of processes.
-type Store struct{ dir string }
+type Store struct {
+	dir string
+	log *slog.Logger
+}
 
 const bootIDFile = "/proc/sys/kernel/random/boot_id"
 
-// New returns the store in dir; it reads and changes nothing yet.
-func New(dir string) *Store { return &Store{dir: dir} }
+// New returns the store in dir; it reads and changes nothing yet. What it has
+// to set aside it tells log.
+func New(dir string, log *slog.Logger) *Store { return &Store{dir, log} }
 
 // Prepare makes the directory (0700) if need be, and empties it if the machine
 // has booted since it was written. It comes before any use that writes.
@@ -120,17 +126,64 @@ func (s *Store) Has(owner string) bool {
 
 func (s *Store) path(owner string) string { return filepath.Join(s.dir, "records", owner+".json") }
 
-// Load reads owner's plan; fs.ErrNotExist if it has none.
+// Load reads owner's plan; fs.ErrNotExist if it has none. One that cannot be
+// read as a plan is set aside, and then there is none either: what it named
+// carries a mark, by which gc finds it.
 func (s *Store) Load(owner string) (plan.Plan, error) {
-	var p plan.Plan
 	data, err := os.ReadFile(s.path(owner))
 	if err != nil {
+		return plan.Plan{}, err
+	}
+	p, err := decode(owner, data)
+	var newer *plan.UnknownKindError
+	if err == nil || errors.As(err, &newer) {
 		return p, err
 	}
-	if err := json.Unmarshal(data, &p); err != nil {
+	if aside := s.SetAside(s.path(owner), data, err); aside != nil {
+		return p, aside
+	}
+	return p, fmt.Errorf("record of %s: %w", owner, fs.ErrNotExist)
+}
+
+func decode(owner string, data []byte) (p plan.Plan, err error) {
+	if err = json.Unmarshal(data, &p); err == nil && p.Owner != owner {
+		err = fmt.Errorf("it is of %q", p.Owner)
+	}
+	if err != nil {
 		return p, fmt.Errorf("record of %s: %w", owner, err)
 	}
 	return p, nil
+}
+
+// SetAside moves a corrupt file out of the way, for somebody to look at, and
+// says so. corrupt is what was read: if another process has replaced the file
+// since, it stays, and the next command reads it.
+func (s *Store) SetAside(path string, corrupt []byte, why error) error {
+	now, err := os.ReadFile(path)
+	if err != nil || !bytes.Equal(now, corrupt) {
+		return nil
+	}
+	dir := filepath.Join(s.dir, "corrupt")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	// One name per content: two processes that find the same file agree on it.
+	sum := fnv.New32a()
+	sum.Write(corrupt)
+	to := filepath.Join(dir, fmt.Sprintf("%s:%s-%08x", filepath.Base(filepath.Dir(path)), filepath.Base(path), sum.Sum32()))
+	if err := os.Rename(path, to); errors.Is(err, unix.EXDEV) {
+		// A definition may lie on another file system.
+		if err := os.WriteFile(to, corrupt, 0o600); err != nil {
+			return err
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	s.log.Warn("set a corrupt file aside; 'sandnet gc' removes what only it knew", "file", path, "as", to, "error", why)
+	return nil
 }
 
 // Same reports whether p is what its owner's record says. It compares the sums
@@ -238,8 +291,12 @@ func (s *Store) claim(kind, owner string) (unlock func(), err error) {
 // file is empty and says nothing.
 func (s *Store) Begin(owner string) error {
 	crash.Point("record begin")
-	return os.WriteFile(s.lockPath("locks", owner), []byte("begun\n"), 0o600)
+	return begin(s.lockPath("locks", owner))
 }
+
+// begin makes a lock file one byte long. That takes no space: what is to be
+// removed from a full disk can be.
+func begin(lock string) error { return os.Truncate(lock, 1) }
 
 // Locked reports whether an operation on owner is under way, or was killed.
 func (s *Store) Locked(owner string) bool {
@@ -259,7 +316,7 @@ func (s *Store) Attach(ctx context.Context, owner string) (release func(), err e
 		return nil, fmt.Errorf("attach to %s: %w", owner, err)
 	}
 	crash.Point("record attach")
-	return release, os.WriteFile(s.lockPath("attached", owner), []byte("begun\n"), 0o600)
+	return release, begin(s.lockPath("attached", owner))
 }
 
 // Interrupted locks and returns every owner whose operation was killed after

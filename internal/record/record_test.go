@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,7 +19,7 @@ import (
 
 func open(t *testing.T) *Store {
 	t.Helper()
-	s := New(filepath.Join(t.TempDir(), "run"))
+	s := New(filepath.Join(t.TempDir(), "run"), slog.New(slog.DiscardHandler))
 	if err := s.Prepare(); err != nil {
 		t.Fatal(err)
 	}
@@ -121,7 +122,7 @@ func TestLockExcludes(t *testing.T) {
 // TestAKilledHolderIsFound kills a real process that holds a lock.
 func TestAKilledHolderIsFound(t *testing.T) {
 	if dir := os.Getenv("RECORD_TEST_DIR"); dir != "" {
-		s := New(dir)
+		s := New(dir, slog.New(slog.DiscardHandler))
 		if _, err := s.Lock(context.Background(), "sandbox/web"); err != nil {
 			t.Fatal(err)
 		}
@@ -177,5 +178,64 @@ func TestAKilledHolderIsFound(t *testing.T) {
 	check("Abandoned", s.Abandoned, "sandbox/run")
 	if _, err := os.Stat(tmp); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a half-written record is left: %v", err)
+	}
+}
+
+// What cannot be read is set aside and told; the rest goes on. A record of a
+// newer version is not corrupt: it stays, and is refused.
+func TestCorruptRecords(t *testing.T) {
+	good := plan.Plan{Owner: "sandbox/good"}
+	for name, text := range map[string]string{
+		"empty": "", "garbage": "\x00\x01", "cut": `{"sum":"x","owner":"sandbox/x","obj`, "another's": `{"owner":"sandbox/y","objects":[]}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			var told strings.Builder
+			s := New(t.TempDir(), slog.New(slog.NewTextHandler(&told, nil)))
+			if err := errors.Join(s.Prepare(), s.Save(good), s.Save(plan.Plan{Owner: "sandbox/x"})); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(s.path("sandbox/x"), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.Load("sandbox/x"); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("Load: %v", err)
+			}
+			owners, err := s.Owners()
+			if err != nil || len(owners) != 1 {
+				t.Errorf("owners %v, %v", owners, err)
+			}
+			aside, _ := filepath.Glob(filepath.Join(s.dir, "corrupt", "*"))
+			if len(aside) != 1 || !strings.Contains(told.String(), aside[0]) || strings.Count(told.String(), "\n") != 1 {
+				t.Fatalf("set aside %v, told %q", aside, told.String())
+			}
+			if b, err := os.ReadFile(aside[0]); err != nil || string(b) != text {
+				t.Errorf("it holds %q, %v", b, err)
+			}
+			if _, err := s.Load("sandbox/good"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	s := open(t)
+	if err := s.Save(good); err != nil {
+		t.Fatal(err)
+	}
+	newer := `{"owner":"sandbox/good","objects":[{"kind":"teleport"}]}`
+	if err := os.WriteFile(s.path("sandbox/good"), []byte(newer), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Load("sandbox/good"); err == nil || errors.Is(err, fs.ErrNotExist) || !s.Has("sandbox/good") {
+		t.Errorf("a newer record: %v", err)
+	}
+}
+
+// A file that was replaced between the look and the setting aside stays.
+func TestSetAsideLeavesWhatIsNew(t *testing.T) {
+	s := open(t)
+	if err := s.Save(plan.Plan{Owner: "sandbox/x"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.SetAside(s.path("sandbox/x"), []byte("garbage"), errors.New("x")); err != nil || !s.Has("sandbox/x") {
+		t.Errorf("a new record was set aside: %v", err)
 	}
 }

@@ -158,33 +158,3 @@ func TestDetached(t *testing.T) {
 	h.OK("rm", "-f", "x")
 	h.Unchanged(before, "rm -f")
 }
-
-// A PID that has gone to another process since is not the sandbox's command.
-func TestReusedPID(t *testing.T) {
-	t.Parallel()
-	h := lab.NewHost(t)
-	before := used(t, h)
-	h.OK("run", "-d", "--name", "job", "--", "sleep", "1000")
-	other := h.Start(nil, "sh", "-c", "echo ready; exec sleep 1000")
-	other.Await("ready")
-	path := filepath.Join(h.Root, "run/records/sandbox/job.json")
-	record, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	reused := strings.Replace(string(record), fmt.Sprintf(`"pid":%d,`, inspect(t, h, "job").PID), fmt.Sprintf(`"pid":%d,`, other.Process.Pid), 1)
-	if reused == string(record) {
-		t.Fatalf("no PID in %s", record)
-	}
-	if err := os.WriteFile(path, []byte(reused), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if s := inspect(t, h, "job"); s.Status != "exited" || s.PID != 0 {
-		t.Errorf("it is %s, PID %d", s.Status, s.PID)
-	}
-	h.OK("rm", "-f", "job")
-	if _, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", other.Process.Pid)); err != nil { // a zombie has none
-		t.Errorf("rm -f has ended another process: %v", err)
-	}
-	h.Unchanged(before, "rm -f")
-}
