@@ -40,6 +40,9 @@ func (m *Manager) Run(ctx context.Context, s spec.Sandbox, p spec.Process) (v Vi
 		return v, 0, err
 	}
 	p.Netns, p.EtcDir, p.Hostname = v.Netns, m.paths.etc(s.Name), m.hostname(s)
+	// In a namespace of its own it is found, and ended, by that; elsewhere only
+	// the record knows it.
+	p.Hold = p.Detach && (s.Mode == spec.ModeHost || s.Mode == spec.ModeContainer)
 	p.Started = func(pid int) error { return m.started(ctx, s, pid) }
 	code, err = m.host.Run(p)
 	if notThere(err) && !m.is(s) {

@@ -35,6 +35,7 @@ func main() {
 	if kernel.Reaper() {
 		return
 	}
+	kernel.BecomeHeld()
 	p := &program{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
 	os.Exit(p.main(os.Args[1:]))
 }

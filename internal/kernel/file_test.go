@@ -2,10 +2,14 @@ package kernel
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -101,5 +105,46 @@ func TestSysctlIsPutBackUnlessChanged(t *testing.T) {
 	mustDelete(t, k, []plan.Object{other})
 	if got := read(t, "/proc/sys/net/ipv4/conf/lo/rp_filter"); got != "2\n" {
 		t.Errorf("rp_filter = %q: an administrator's later change was undone", got)
+	}
+}
+
+// A neighbour that comes while a hosts file is being made is in it, or reaches
+// it: nobody falls in between.
+func TestHostsFileAndNewNeighbours(t *testing.T) {
+	for range 20 {
+		dir := t.TempDir()
+		dirs := []string{filepath.Join(dir, "n"), filepath.Join(dir, "m")}
+		const count = 8
+		var files [count]plan.HostsFile
+		var all sync.WaitGroup
+		for i := range count {
+			files[i] = plan.HostsFile{Name: fmt.Sprintf("f%d.hosts", i), Header: plan.LocalHosts + "10.9.9.9 x\n", Dirs: slices.Clone(dirs)}
+			if i%2 == 1 { // in the other order, too
+				slices.Reverse(files[i].Dirs)
+			}
+			line := plan.HostsLine{Dir: dirs[i%2], Addr: netip.AddrFrom4([4]byte{10, 0, 0, byte(i + 1)}), Names: []string{fmt.Sprint("s", i)}}
+			all.Go(func() {
+				if _, err := ensureHostsFile(files[i]); err != nil {
+					t.Error(err)
+				}
+			})
+			all.Go(func() {
+				if _, err := ensureHostsLine(line); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		for _, f := range files {
+			b, err := os.ReadFile(f.Path())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := range count {
+				if n := strings.Count(string(b), fmt.Sprintf("\ts%d\n", i)); n != 1 {
+					t.Fatalf("s%d is %d times in\n%s", i, n, b)
+				}
+			}
+		}
 	}
 }

@@ -108,7 +108,21 @@ func supervise(p spec.Process, cmd *exec.Cmd, job bool, started func(pid int) er
 			syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH, syscall.SIGCONT)
 		defer signal.Stop(signals)
 	}
-	if err := cmd.Start(); err != nil {
+	var held *hold
+	if p.Hold {
+		var err error
+		if held, err = holdBack(cmd); err != nil {
+			return err
+		}
+	}
+	err := cmd.Start()
+	if held != nil {
+		held.started(cmd)
+	}
+	if err != nil {
+		if held != nil {
+			held.close()
+		}
 		if errors.Is(err, syscall.ENOEXEC) || errors.Is(err, fs.ErrPermission) {
 			return &spec.CommandError{Code: 126, Err: err}
 		}
@@ -117,7 +131,15 @@ func supervise(p spec.Process, cmd *exec.Cmd, job bool, started func(pid int) er
 		}
 		return err
 	}
-	if err := started(cmd.Process.Pid); err != nil {
+	err = started(cmd.Process.Pid)
+	switch {
+	case held == nil:
+	case err == nil:
+		err = held.release()
+	default:
+		held.close()
+	}
+	if err != nil {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		return err

@@ -18,6 +18,9 @@ type Process struct {
 	EtcDir string
 	// Detach starts the command in its own session and does not wait for it.
 	Detach bool
+	// Hold keeps a detached command from running until Started has returned: if
+	// this process is killed before, it never runs.
+	Hold bool
 	// Started, if set, is called with the PID; an error kills the command.
 	Started func(pid int) error
 }

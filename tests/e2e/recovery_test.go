@@ -360,3 +360,35 @@ func TestHostnameOfHostSandbox(t *testing.T) {
 		t.Errorf("the host is now called %q", got)
 	}
 }
+
+// A detached command on the host is told from sandnet only by its record: it
+// starts as what it is, with its arguments, or says why it cannot.
+func TestDetachedOnHost(t *testing.T) {
+	t.Parallel()
+	h := lab.NewHost(t)
+	h.OK("run", "-d", "--net", "host", "--name", "x", "-e", "A=b", "--", "sh", "-c", "exec sleep 1000", "zero")
+	pid := inspect(t, h, "x").PID
+	lab.Eventually(t, "command", func() error {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if err == nil && string(b) != "sleep\x001000\x00" {
+			err = constError(b)
+		}
+		return err
+	})
+	for _, fd := range []string{"3", "4"} {
+		if to, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, fd)); err == nil {
+			t.Errorf("file %s is open: %s", fd, to)
+		}
+	}
+	h.OK("rm", "-f", "x")
+	script := filepath.Join(t.TempDir(), "script")
+	if err := os.WriteFile(script, []byte("\x7fELF broken"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if r := h.Sandnet("run", "-d", "--net", "host", "--name", "x", "--", script); r.Code != 126 {
+		t.Errorf("%s", r)
+	}
+	if out := h.OK("ps", "-q"); out != "" {
+		t.Errorf("left: %s", out)
+	}
+}
