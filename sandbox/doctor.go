@@ -108,7 +108,7 @@ func (e exam) checkForwarding() (out []Finding) {
 	// Before the first network, sandnet has not switched it on yet.
 	if e.inUse && !e.Forward4 {
 		out = append(out, Finding{Broken, "ip_forward", "IPv4 forwarding is off: sandboxes reach nothing but their own network",
-			"sandnet gc --repair; look for net.ipv4.ip_forward in /etc/sysctl.conf and /etc/sysctl.d"})
+			"sandnet gc --repair"})
 	}
 	if e.inUse && e.hasIPv6() && !e.Forward6 {
 		out = append(out, Finding{Broken, "ip_forward", "IPv6 forwarding is off: sandboxes reach nothing over IPv6 but their own network",
@@ -131,7 +131,7 @@ func (e exam) checkPolicies() (out []Finding) {
 			out = append(out, Finding{Note, "forward", drops + "; with its first network sandnet adds a rule that lets those of sandboxes pass", ""})
 		case p.Iptables:
 			out = append(out, Finding{Broken, "forward", drops + ", and sandnet's rule is not there",
-				"create any sandbox, which puts the rule in place; if it does not, add it: iptables -I FORWARD -m mark --mark 0x1000000/0x1000000 -j ACCEPT"})
+				"sandnet gc --repair"})
 		default:
 			// Its rules may accept what they should: nobody can tell by looking.
 			out = append(out, Finding{Warning, "forward", drops + " unless one of its rules accepts them; no other table can undo that",

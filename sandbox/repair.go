@@ -162,12 +162,20 @@ func (m *Manager) Repair(ctx context.Context, dryRun bool) (lines []string, err 
 		for _, d := range diff {
 			lines = append(lines, repairLine(d.Owner, d.Object+": "+d.Text()))
 		}
-		return lines, err
+		if err != nil {
+			return lines, err
+		}
+		more, err := m.repairShared(ctx, true)
+		return append(lines, more...), err
 	}
 	if err := m.begin(ctx); err != nil {
 		return nil, err
 	}
 	var errs []error
+	defer func() {
+		more, e := m.repairShared(ctx, false)
+		lines, err = append(lines, more...), errors.Join(err, e)
+	}()
 	done := map[string]bool{}
 	// What is mended may show more: a sandbox whose namespace was made anew is
 	// no longer where those are that have joined it.
@@ -187,6 +195,32 @@ func (m *Manager) Repair(ctx context.Context, dryRun bool) (lines []string, err 
 		}
 	}
 	return lines, errors.Join(errs...)
+}
+
+// repairShared adapts what all networks share to the host as it is now: a
+// firewall that came after sandnet may need a rule.
+func (m *Manager) repairShared(ctx context.Context, dryRun bool) (lines []string, err error) {
+	err = m.withOwner(ctx, "host", func(have plan.Plan) error {
+		want, recorded, err := m.hostPlan()
+		if err != nil || recorded {
+			return err
+		}
+		for _, o := range plan.Stale(want.Objects, have.Objects) {
+			lines = append(lines, repairLine("host", nameOf(o)+": needed by now"))
+		}
+		for _, o := range plan.Stale(have.Objects, want.Objects) {
+			lines = append(lines, repairLine("host", nameOf(o)+": needed no more"))
+		}
+		if dryRun {
+			return nil
+		}
+		if err := m.store.Begin("host"); err != nil {
+			return err
+		}
+		_, err = m.engine.Apply(ctx, want)
+		return err
+	})
+	return lines, err
 }
 
 func repairLine(owner, what string) string { return "repair " + owner + ": " + what }
