@@ -351,9 +351,12 @@ func (m *Manager) mendNetwork(ctx context.Context, name string) error {
 		}
 		on++
 		waiting, cancel := context.WithTimeout(ctx, patience)
-		more, err := m.repair(waiting, ownerPrefix+md.Spec.Name)
+		err := m.withOwner(waiting, ownerPrefix+md.Spec.Name, func(p plan.Plan) error {
+			more, err := m.mend(ctx, p)
+			lines = append(lines, more...)
+			return err
+		})
 		cancel()
-		lines = append(lines, more...)
 		if err != nil {
 			m.log.Warn("cannot mend a sandbox", "name", md.Spec.Name, "network", name, "error", err)
 		}

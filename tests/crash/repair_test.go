@@ -1,7 +1,6 @@
 package crash
 
 import (
-	"fmt"
 	"strings"
 	"testing"
 )
@@ -62,7 +61,7 @@ func killedRepair(t *testing.T, damage, by string) {
 			if n < 3 {
 				t.Errorf("%d kill points", n-1)
 			}
-			t.Log(fmt.Sprintf("%s: killed at each of %d points", by, n-1))
+			t.Logf("%s: killed at each of %d points", by, n-1)
 			return
 		}
 	}

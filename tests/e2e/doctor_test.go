@@ -47,6 +47,7 @@ func TestDoctor(t *testing.T) {
 		{"route_localnet", "sysctl -qw net.ipv4.conf.eth0.route_localnet=1", "warning", "route_localnet", "eth0", true},
 		{"permissions", "chmod 755 ROOT/run", "warning", "permissions", "/run", true},
 		{"leftover", "rm ROOT/run/records/sandbox/web.json", "warning", "leftover", "netns", true},
+		{"interrupted", "printf 1 > ROOT/run/locks/sandbox:web", "warning", "interrupted", "sandbox/web", true},
 		{"bridge-nf", "sysctl -qw net.bridge.bridge-nf-call-iptables=1", "note", "br_netfilter", "is 1", false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
