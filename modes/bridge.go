@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/sandnet/sandnet/internal/plan"
 	"github.com/sandnet/sandnet/internal/spec"
@@ -27,9 +28,8 @@ type Firewall interface {
 	Endpoint(mark uint32, s spec.Sandbox, ep spec.Endpoint, n spec.Network) []plan.Object
 }
 
-// Bridge connects a sandbox to one or more bridge networks, each by a veth
-// pair. The first network has the published ports, and the first of each
-// address family the default route.
+// Bridge connects a sandbox to bridge networks, each by a veth pair. One of
+// them, the gateway, has the default route; see spec.Gateway.
 type Bridge struct{ Firewall Firewall }
 
 // Name is "bridge".
@@ -38,13 +38,15 @@ func (Bridge) Name() string { return string(spec.ModeBridge) }
 // Plan makes the namespace, an interface per network, the files, and last
 // what lets traffic in.
 func (br Bridge) Plan(s spec.Sandbox, f spec.Facts) (plan.Plan, error) {
-	if len(f.Endpoints) == 0 || len(f.Endpoints) != len(f.Networks) {
+	if len(f.Endpoints) == 0 && !f.Rewired || len(f.Endpoints) != len(f.Networks) {
 		return plan.Plan{}, fmt.Errorf("%d endpoints for %d networks", len(f.Endpoints), len(f.Networks))
 	}
 	objs := append(namespace(s, f), ignoreRouters(s, f)...)
-	for i := range f.Endpoints {
-		objs = append(objs, endpoint(f, i)...)
+	for i, ep := range f.Endpoints {
+		objs = append(objs, endpoint(ep, f, f.Networks[i])...)
+		objs = append(objs, rates(s, ep, f)...)
 	}
+	objs = append(objs, defaultRoutes(s, f)...)
 	objs = append(objs, sysctls(s, f)...)
 	objs = append(objs, etcFiles(s, f)...)
 	objs = append(objs, hosts(s, f)...)
@@ -108,9 +110,7 @@ func ignoreRouters(s spec.Sandbox, f spec.Facts) []plan.Object {
 	return objs
 }
 
-// endpoint plans the sandbox's interface on its i-th network.
-func endpoint(f spec.Facts, i int) []plan.Object {
-	ep, n := f.Endpoints[i], f.Networks[i]
+func endpoint(ep spec.Endpoint, f spec.Facts, n spec.Network) []plan.Object {
 	objs := []plan.Object{plan.Link{
 		Name: ep.HostInterface, Type: plan.Veth, MTU: ep.MTU, Master: n.Bridge, Mark: f.Mark,
 		Peer: ep.Interface, PeerNetns: f.Netns, PeerMAC: ep.MAC,
@@ -125,10 +125,21 @@ func endpoint(f spec.Facts, i int) []plan.Object {
 	for _, a := range ep.Addresses {
 		objs = append(objs, plan.Addr{Netns: f.Netns, Link: ep.Interface, Addr: a})
 	}
-	for _, gw := range ep.Gateways {
-		first := slices.IndexFunc(f.Endpoints, func(e spec.Endpoint) bool { return addressOf(e, gw) >= 0 })
-		if first == i && !n.Internal && n.GatewayMode != spec.GatewayIsolated {
-			objs = append(objs, plan.Route{Netns: f.Netns, Dst: defaultRoute(gw), Via: gw, Link: ep.Interface})
+	return objs
+}
+
+// defaultRoutes are the default route of each family.
+func defaultRoutes(s spec.Sandbox, f spec.Facts) []plan.Object {
+	var objs []plan.Object
+	for _, ipv6 := range []bool{false, true} {
+		i := spec.Gateway(s.Attach, f.Networks, ipv6)
+		if i < 0 {
+			continue
+		}
+		for _, gw := range f.Endpoints[i].Gateways {
+			if gw.Is6() == ipv6 {
+				objs = append(objs, plan.Route{Netns: f.Netns, Dst: defaultRoute(gw), Via: gw, Link: f.Endpoints[i].Interface})
+			}
 		}
 	}
 	return objs
@@ -167,14 +178,19 @@ func hosts(s spec.Sandbox, f spec.Facts) []plan.Object {
 			objs = append(objs, plan.HostsLine{Dir: dir, Addr: a.Addr(), Names: unique(names)})
 		}
 	}
+	// Once changed, the file stays the sandbox's own: what runs has it mounted.
 	switch {
-	case len(dirs) == 0:
+	case len(dirs) == 0 && !f.Rewired:
 		return []plan.Object{plan.File{Path: path, Content: plan.LocalHosts + own}}
-	case len(dirs) == 1 && own == "":
+	case len(dirs) == 1 && own == "" && !f.Rewired:
 		return append(objs, plan.Symlink{Path: path, Target: dirs[0] + "/" + plan.SharedHosts})
 	}
-	file := plan.HostsFile{Name: s.Name + ".hosts", Header: plan.LocalHosts + own, Dirs: dirs}
-	return append(objs, file, plan.Symlink{Path: path, Target: file.Path()})
+	// The links first: a neighbour that comes now is in the shared file, or
+	// finds the links.
+	for _, dir := range dirs {
+		objs = append(objs, plan.Symlink{Path: dir + "/" + s.Name + ".hosts", Target: path})
+	}
+	return append(objs, plan.HostsFile{Path: path, Header: plan.LocalHosts + own, Dirs: dirs, Netns: f.Netns})
 }
 
 // unique drops repeated names and keeps the order: the first is the canonical one.
@@ -192,9 +208,25 @@ func unique(names []string) []string {
 func sysctls(s spec.Sandbox, f spec.Facts) []plan.Object {
 	var objs []plan.Object
 	for _, name := range slices.Sorted(maps.Keys(s.Sysctls)) {
+		if f.Rewired && ofGoneInterface(name, f.Endpoints) {
+			continue
+		}
 		objs = append(objs, plan.Sysctl{Netns: f.Netns, Name: name, Value: s.Sysctls[name]})
 	}
 	return objs
+}
+
+// ofGoneInterface reports whether a setting is about an ethN that is not there:
+// net/ipv4/conf/eth1/rp_filter.
+func ofGoneInterface(name string, endpoints []spec.Endpoint) bool {
+	for part := range strings.SplitSeq(name, "/") {
+		number, ok := strings.CutPrefix(part, "eth")
+		if _, err := strconv.ParseUint(number, 10, 16); !ok || err != nil {
+			continue
+		}
+		return !slices.ContainsFunc(endpoints, func(ep spec.Endpoint) bool { return ep.Interface == part })
+	}
+	return false
 }
 
 // Network plans a bridge network itself: the bridge with the gateway addresses,

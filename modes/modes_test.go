@@ -66,6 +66,12 @@ func TestGolden(t *testing.T) {
 	dual, only6 := network("dual", "sn-d0a1d0a1d0a1", "10.63.0.0/24", "fd00:63::/64"), network("six", "sn-666666666666", "fd00:66::/64")
 	forgiving := web
 	forgiving.Sysctls = map[string]string{"net/ipv6/conf/default/accept_ra": "1"}
+	limited := web
+	limited.IngressRate, limited.EgressRate = 10_000_000, 1_000_000_000
+	rewired := web // eth0 is gone, and its settings with it
+	rewired.Sysctls = map[string]string{"net/ipv4/conf/eth0/rp_filter": "1", "net/ipv4/conf/eth1/rp_filter": "1"}
+	second := web
+	second.Attach = []spec.Attachment{{Network: "app"}, {Network: "db", GwPriority: 1}}
 	named := endpoint(app, "eth0", "sv3f2a91c0d1e0", "10.61.0.2")
 	named.Aliases = []string{"www"}
 
@@ -95,6 +101,13 @@ func TestGolden(t *testing.T) {
 			spec.Port{HostIP: lo, HostPort: 5353, Port: 53, Proto: spec.UDP})}, []spec.Network{bridge})},
 		{"bridge-user-network", bridgeMode, web, facts([]spec.Endpoint{named}, []spec.Network{app})},
 		{"bridge-two-networks", bridgeMode, rich, facts([]spec.Endpoint{named, endpoint(db, "eth1", "sv3f2a91c0d1e1", "10.62.0.2")}, []spec.Network{app, db})},
+		{"bridge-gateway-priority", bridgeMode, second, facts([]spec.Endpoint{named, endpoint(db, "eth1", "sv3f2a91c0d1e1", "10.62.0.2")}, []spec.Network{app, db})},
+		{"bridge-rates", bridgeMode, limited, facts([]spec.Endpoint{endpoint(bridge, "eth0", "sv3f2a91c0d1e0", "172.30.0.2")}, []spec.Network{bridge})},
+		{"bridge-rewired", bridgeMode, rewired, func() spec.Facts {
+			f := facts([]spec.Endpoint{endpoint(db, "eth1", "sv3f2a91c0d1e1", "10.62.0.2")}, []spec.Network{db})
+			f.Rewired = true
+			return f
+		}()},
 		{"bridge-no-icc", bridgeMode, web, facts([]spec.Endpoint{endpoint(quiet, "eth0", "sv3f2a91c0d1e0", "10.62.0.2")}, []spec.Network{quiet})},
 		{"bridge-dual-stack", bridgeMode, web, facts([]spec.Endpoint{endpoint(dual, "eth0", "sv3f2a91c0d1e0", "10.63.0.2 fd00:63::2",
 			spec.Port{HostIP: all, HostPort: 8080, Port: 80, Proto: spec.TCP},

@@ -125,6 +125,10 @@ type Journal interface {
 	Locked(owner string) bool
 	// Begin says that the holder of owner's lock starts to change something.
 	Begin(owner string) error
+	// BeginChange is Begin for an owner that lives on; Changing tells the two
+	// apart after a kill.
+	BeginChange(owner string) error
+	Changing(owner string) bool
 	// Attach ties owner to this process until release.
 	Attach(ctx context.Context, owner string) (release func(), err error)
 	// Interrupted locks the owners whose operation was killed after it had

@@ -26,6 +26,8 @@ const (
 	KindSymlink    Kind = "symlink"
 	KindHostsLine  Kind = "hostsline"
 	KindHostsFile  Kind = "hostsfile"
+	KindQdisc      Kind = "qdisc"
+	KindRedirect   Kind = "redirect"
 )
 
 // Netns is a network namespace pinned by a bind mount at Path. Deleting it
@@ -63,6 +65,7 @@ type LinkType string
 const (
 	Bridge LinkType = "bridge"
 	Veth   LinkType = "veth"
+	IFB    LinkType = "ifb"
 )
 
 // Link is a network device of the host. A veth's other end is made in the
@@ -307,26 +310,24 @@ func (h HostsLine) Commands() []string {
 }
 
 // HostsFile is the hosts file of one sandbox with lines of its own: Header,
-// then the lines of the networks whose directories are Dirs. It lies in the
-// first and is linked into the others.
+// then the lines of the networks whose directories are Dirs. Symlinks to it in
+// these let it have every HostsLine from then on. A Symlink in its place, to a
+// network's shared file, is replaced.
 type HostsFile struct {
-	Name   string   `json:"name"`
+	Path   string   `json:"path"`
 	Header string   `json:"header"`
 	Dirs   []string `json:"dirs"`
+	// Netns is the namespace whose processes have the file as /etc/hosts: those
+	// that were started with the shared one get it instead.
+	Netns string `json:"netns,omitempty"`
 }
 
 func (HostsFile) Kind() Kind    { return KindHostsFile }
-func (h HostsFile) Key() string { return "file " + h.Path() }
-
-// Path is where the file lies.
-func (h HostsFile) Path() string { return path.Join(h.Dirs[0], h.Name) }
+func (h HostsFile) Key() string { return "file " + h.Path }
 func (h HostsFile) Commands() []string {
-	out := []string{fmt.Sprintf("printf %%s %s > %s", quote(h.Header), h.Path())}
-	for i, d := range h.Dirs {
-		out = append(out, fmt.Sprintf("tail -n +3 %s/%s >> %s", d, SharedHosts, h.Path()))
-		if i > 0 {
-			out = append(out, fmt.Sprintf("ln -s %s %s/%s", h.Path(), d, h.Name))
-		}
+	out := []string{fmt.Sprintf("printf %%s %s > %s", quote(h.Header), h.Path)}
+	for _, d := range h.Dirs {
+		out = append(out, fmt.Sprintf("tail -n +3 %s/%s >> %s", d, SharedHosts, h.Path))
 	}
 	return out
 }

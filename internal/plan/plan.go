@@ -67,6 +67,21 @@ func Union(old, want []Object) []Object {
 	return append(append(out, want...), Stale(old, want)...)
 }
 
+// Changed returns what want has and old does not have just so, in want's order.
+func Changed(old, want []Object) []Object {
+	have := make(map[string]Object, len(old))
+	for _, o := range old {
+		have[o.Key()] = o
+	}
+	var changed []Object
+	for _, o := range want {
+		if was, ok := have[o.Key()]; !ok || !Equal(was, o) {
+			changed = append(changed, o)
+		}
+	}
+	return changed
+}
+
 // Equal reports whether a and b are the same object with the same properties.
 func Equal(a, b Object) bool { return reflect.DeepEqual(a, b) }
 
@@ -199,6 +214,10 @@ func decode(k Kind, raw []byte) (Object, error) {
 		return as[HostsLine](raw)
 	case KindHostsFile:
 		return as[HostsFile](raw)
+	case KindQdisc:
+		return as[Qdisc](raw)
+	case KindRedirect:
+		return as[Redirect](raw)
 	}
 	return nil, &UnknownKindError{k}
 }

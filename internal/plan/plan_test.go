@@ -19,6 +19,10 @@ func every() []Object {
 		Netns{Path: "/run/netns/side", Join: "/proc/42/ns/net"},
 		Link{Name: "br0", Type: Bridge, MTU: 1500, MAC: "02:42:0a:01:00:01", Mark: 83},
 		Link{Name: "sv1", Type: Veth, MTU: 1400, Master: "br0", Mark: 83, Peer: "eth0", PeerNetns: "/run/netns/web", PeerMAC: "02:42:0a:01:00:02", Isolated: true, Hairpin: true},
+		Link{Name: "si1", Type: IFB, MTU: 1400, Mark: 83},
+		Qdisc{Link: "sv1", Type: TBF, Rate: 10_000_000, Burst: 12500, Limit: 75000},
+		Qdisc{Link: "sv1", Type: Ingress},
+		Redirect{Link: "sv1", To: "si1"},
 		Addr{Netns: "/run/netns/web", Link: "eth0", Addr: pfx},
 		Route{Netns: "/run/netns/web", Dst: netip.MustParsePrefix("0.0.0.0/0"), Via: addr, Link: "eth0"},
 		Route{Dst: netip.MustParsePrefix("10.9.0.0/16"), Link: "br0"},
@@ -37,7 +41,7 @@ func every() []Object {
 		File{Path: "/etc/netns/web/hosts", Content: "a 'quoted'\n\tline\n"},
 		Symlink{Path: "/run/x", Target: "web"},
 		HostsLine{Dir: "/run/hosts/n", Addr: addr, Names: []string{"web", "www"}},
-		HostsFile{Name: "web.hosts", Header: LocalHosts, Dirs: []string{"/run/hosts/n", "/run/hosts/m"}},
+		HostsFile{Path: "/run/etc/web/hosts", Netns: "/run/netns/web", Header: LocalHosts, Dirs: []string{"/run/hosts/n", "/run/hosts/m"}},
 	}
 }
 
@@ -143,6 +147,9 @@ func TestStaleAndUnion(t *testing.T) {
 		t.Error(d)
 	}
 	if d := cmp.Diff([]Object{changed, a}, Union(old, want)); d != "" {
+		t.Error(d)
+	}
+	if d := cmp.Diff([]Object{changed}, Changed(old, append(want, a))); d != "" {
 		t.Error(d)
 	}
 }

@@ -47,6 +47,17 @@ type Engine struct {
 // stale, ensures want, saves want. After an error the record names everything
 // that may exist; Remove, or another Apply, clears it.
 func (e *Engine) Apply(ctx context.Context, want plan.Plan) (changed int, err error) {
+	return e.apply(ctx, want, func([]plan.Object) []plan.Object { return want.Objects })
+}
+
+// Change is Apply for an owner that is in use, and whose record is true: it
+// ensures only what the record does not have just so, and leaves alone what
+// somebody may have made of the rest meanwhile.
+func (e *Engine) Change(ctx context.Context, want plan.Plan) (changed int, err error) {
+	return e.apply(ctx, want, func(old []plan.Object) []plan.Object { return plan.Changed(old, want.Objects) })
+}
+
+func (e *Engine) apply(ctx context.Context, want plan.Plan, ensure func(old []plan.Object) []plan.Object) (changed int, err error) {
 	old, err := e.Store.Load(want.Owner)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return 0, err
@@ -59,7 +70,7 @@ func (e *Engine) Apply(ctx context.Context, want plan.Plan) (changed int, err er
 	if err := e.Kernel.Delete(ctx, stale); err != nil {
 		return 0, fmt.Errorf("%s: %w", want.Owner, err)
 	}
-	changed, err = e.Kernel.Ensure(ctx, want.Objects)
+	changed, err = e.Kernel.Ensure(ctx, ensure(old.Objects))
 	if err != nil {
 		return changed, fmt.Errorf("%s: %w", want.Owner, err)
 	}

@@ -113,6 +113,34 @@ func links(names ...string) plan.Plan {
 	return p
 }
 
+// Change touches only what differs from the record: what somebody has made of
+// the rest stays.
+func TestChangeLeavesTheRestAlone(t *testing.T) {
+	w := newWorld()
+	e := &Engine{Kernel: w, Store: w}
+	if _, err := e.Apply(t.Context(), links("a", "b", "c")); err != nil {
+		t.Fatal(err)
+	}
+	theirs := plan.Symlink{Path: "b", Target: "theirs"}
+	w.live[theirs.Key()] = theirs
+	want := links("b", "c", "d")
+	want.Objects[1] = plan.Symlink{Path: "c", Target: "new"}
+	n, err := e.Change(t.Context(), want)
+	if err != nil || n != 3 {
+		t.Errorf("%d changes, %v; want 3", n, err)
+	}
+	live := map[string]plan.Object{theirs.Key(): theirs}
+	for _, o := range want.Objects[1:] {
+		live[o.Key()] = o
+	}
+	if d := cmp.Diff(live, w.live); d != "" {
+		t.Error(d)
+	}
+	if d := cmp.Diff(want, w.plans[want.Owner]); d != "" {
+		t.Error(d)
+	}
+}
+
 func TestApplyMakesTheKernelMatch(t *testing.T) {
 	w := newWorld()
 	e := &Engine{Kernel: w, Store: w}

@@ -286,17 +286,38 @@ func (s *Store) claim(kind, owner string) (unlock func(), err error) {
 	return func() { release(true) }, nil
 }
 
-// Begin says that the holder of owner's lock is about to change something: if
+// How long a lock file is once its holder has begun to change something, in
+// bytes: the owner is being made or removed, or it lives and is changed.
+const (
+	begun    = 1
+	changing = 2
+)
+
+// Begin says that the holder of owner's lock is about to make or remove it: if
 // it is killed from now on, Interrupted returns the owner. Until then a lock
 // file is empty and says nothing.
 func (s *Store) Begin(owner string) error {
 	crash.Point("record begin")
-	return begin(s.lockPath("locks", owner))
+	return begin(s.lockPath("locks", owner), begun)
 }
 
-// begin makes a lock file one byte long. That takes no space: what is to be
-// removed from a full disk can be.
-func begin(lock string) error { return os.Truncate(lock, 1) }
+// BeginChange is Begin for an owner that lives on: killed from now on, the
+// operation has to be finished, and nothing else removed. Changing tells.
+func (s *Store) BeginChange(owner string) error {
+	crash.Point("record begin change")
+	return begin(s.lockPath("locks", owner), changing)
+}
+
+// Changing reports whether the operation on owner, under way or killed, is one
+// that BeginChange has begun.
+func (s *Store) Changing(owner string) bool {
+	info, err := os.Stat(s.lockPath("locks", owner))
+	return err == nil && info.Size() == changing
+}
+
+// begin gives a lock file the length that says what is under way. That takes no
+// space: what is to be removed from a full disk can be.
+func begin(lock string, what int64) error { return os.Truncate(lock, what) }
 
 // Locked reports whether an operation on owner is under way, or was killed.
 func (s *Store) Locked(owner string) bool {
@@ -316,7 +337,7 @@ func (s *Store) Attach(ctx context.Context, owner string) (release func(), err e
 		return nil, fmt.Errorf("attach to %s: %w", owner, err)
 	}
 	crash.Point("record attach")
-	return release, begin(s.lockPath("attached", owner))
+	return release, begin(s.lockPath("attached", owner), begun)
 }
 
 // Interrupted locks and returns every owner whose operation was killed after

@@ -119,6 +119,34 @@ func TestLockExcludes(t *testing.T) {
 	}
 }
 
+func TestAChangeIsNoRemoval(t *testing.T) {
+	s := open(t)
+	for _, begin := range []func(string) error{s.Begin, s.BeginChange} {
+		unlock, err := s.Lock(t.Context(), "sandbox/web")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.Changing("sandbox/web") {
+			t.Error("a lock alone counts as a change")
+		}
+		if err := begin("sandbox/web"); err != nil {
+			t.Fatal(err)
+		}
+		unlock()
+	}
+	unlock, err := s.Lock(t.Context(), "sandbox/web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unlock()
+	if err := s.Begin("sandbox/web"); err != nil || s.Changing("sandbox/web") {
+		t.Errorf("a making counts as a change (%v)", err)
+	}
+	if err := s.BeginChange("sandbox/web"); err != nil || !s.Changing("sandbox/web") {
+		t.Errorf("a change does not count as one (%v)", err)
+	}
+}
+
 // TestAKilledHolderIsFound kills a real process that holds a lock.
 func TestAKilledHolderIsFound(t *testing.T) {
 	if dir := os.Getenv("RECORD_TEST_DIR"); dir != "" {

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"time"
 	"unicode/utf8"
@@ -166,7 +167,7 @@ type Sandbox struct {
 	PID       int    `json:"pid,omitempty"`
 	// Config is the name of the CNI network configuration.
 	Config string `json:"config,omitempty"`
-	// Attach is the networks of ModeBridge, the first one with the default
+	// Attach is the networks of ModeBridge; Gateway says which has the default
 	// gateway and the published ports.
 	Attach    []Attachment      `json:"attach,omitempty"`
 	Ports     []Port            `json:"ports,omitempty"`
@@ -186,6 +187,27 @@ type Sandbox struct {
 	// Egress says what the sandbox may reach beyond its networks: the first rule
 	// that matches decides. What none matches is allowed, unless one allows.
 	Egress []EgressRule `json:"egress,omitempty"`
+}
+
+// Gateway is the index of the network that has the default gateway of one
+// family: the one whose attachment has the highest priority, of equals the
+// first, and never an internal one. It is -1 if there is none.
+func Gateway(attach []Attachment, nets []Network, ipv6 bool) int {
+	best, most := -1, 0
+	for i, n := range nets {
+		leads := slices.ContainsFunc(n.Gateways, func(gw netip.Addr) bool { return gw.Is6() == ipv6 })
+		if n.Internal || n.GatewayMode == GatewayIsolated || !leads {
+			continue
+		}
+		priority := 0
+		if i < len(attach) {
+			priority = attach[i].GwPriority
+		}
+		if best < 0 || priority > most {
+			best, most = i, priority
+		}
+	}
+	return best
 }
 
 // EgressRule is one --egress allow|deny CIDR[:PORT[/PROTO]].
@@ -315,4 +337,8 @@ type Facts struct {
 	Networks  []Network
 	// HostResolv is the host's resolv.conf.
 	HostResolv string
+	// Rewired says that the sandbox's networks have changed since it was made:
+	// its hosts file is its own from then on, and settings of interfaces that it
+	// has no more are left out.
+	Rewired bool
 }
