@@ -133,7 +133,7 @@ func (m *Manager) alive(md meta) bool {
 	return true
 }
 
-// adopt checks the namespace that a runtime has made, and puts it into the facts.
+// adopt checks the namespace that a runtime has made.
 func (b *build) adopt() error {
 	s := b.s
 	if s.Source == "" || s.Source == spec.SourceRun {
@@ -155,12 +155,6 @@ func (b *build) adopt() error {
 	case !own && s.Mode == spec.ModeHost:
 		return &spec.InputError{What: "network mode", Value: string(s.Mode), Why: "the container has a network namespace of its own",
 			Hint: "prepare the bundle with 'sandnet oci patch --net host'"}
-	}
-	if s.Mode != spec.ModeHost && s.Mode != spec.ModeContainer {
-		b.facts.JoinPath = s.Adopt
-	}
-	if s.Source == spec.SourceCNI { // the runtime has it pinned
-		b.facts.Netns, b.meta.Netns, b.facts.EtcLink = s.Adopt, s.Adopt, ""
 	}
 	return nil
 }

@@ -82,6 +82,10 @@ type meta struct {
 	// PID and Start (clock ticks since boot) are of the command of `run`.
 	PID   int    `json:"pid,omitempty"`
 	Start uint64 `json:"start,omitempty"`
+	// Rewired says that the networks have changed since the sandbox was made.
+	Rewired bool `json:"rewired,omitempty"`
+	// Parked are the published ports while the sandbox is on no network.
+	Parked []spec.Port `json:"parked,omitempty"`
 }
 
 // View is a sandbox as `inspect` shows it.
@@ -131,6 +135,9 @@ func modeName(s spec.Sandbox) string {
 	case spec.ModeContainer:
 		return "container:" + s.Join
 	case spec.ModeBridge:
+		if len(s.Attach) == 0 {
+			return string(spec.ModeNone) // disconnected from all
+		}
 		names := make([]string, len(s.Attach))
 		for i, a := range s.Attach {
 			names[i] = a.Network
@@ -214,7 +221,11 @@ func (m *Manager) cleanInterrupted(ctx context.Context, dryRun bool) (lines []st
 	// Sandboxes before the networks that they are on, the host last.
 	for _, owner := range slices.Backward(slices.Sorted(maps.Keys(owners))) {
 		release := owners[owner]
-		lines = append(lines, owner+", whose making or removal was killed")
+		what := "making or removal"
+		if m.store.Changing(owner) {
+			what = "change"
+		}
+		lines = append(lines, owner+", whose "+what+" was killed")
 		err := error(nil)
 		if !dryRun {
 			if err = m.recover(ctx, owner); err != nil {
@@ -286,11 +297,15 @@ func (m *Manager) cleanAbandoned(ctx context.Context, dryRun bool) (lines []stri
 
 // recover finishes what a killed command left of owner, which is locked, as is
 // the host if it is a network, and had been begun. A sandbox is removed: its
-// making was not finished, or its removal was not. A network is what its
+// making was not finished, or its removal was not; unless it was being changed:
+// then it becomes what its record says. A network is what its
 // definition says: the file is written last and removed first. One that was
 // being mended is mended.
 func (m *Manager) recover(ctx context.Context, owner string) error {
 	if name, ok := strings.CutPrefix(owner, ownerPrefix); ok {
+		if m.store.Changing(owner) {
+			return m.finish(ctx, name)
+		}
 		return m.endSandbox(ctx, name)
 	}
 	if name, ok := strings.CutPrefix(owner, "network/"); ok {

@@ -122,10 +122,8 @@ func (b *build) release() {
 // wrong with the request is found before anything is changed.
 func (b *build) gather(ctx context.Context) error {
 	m, s := b.m, b.s
-	b.facts = spec.Facts{
-		Netns: m.paths.netns(s.Name), EtcDir: m.paths.etc(s.Name), EtcLink: m.paths.etcLink(s.Name), HostsDir: m.paths.hosts(),
-		IndexPath: filepath.Join(m.paths.ids(), s.ID), Mark: m.paths.Mark, HostResolv: hostResolv(),
-	}
+	b.facts = m.facts(s)
+	b.facts.HostResolv = hostResolv()
 	b.meta = meta{Spec: s, Netns: b.facts.Netns, Created: time.Now().UTC().Truncate(time.Millisecond)}
 	if err := b.adopt(); err != nil {
 		return err
@@ -155,7 +153,7 @@ func (b *build) gather(ctx context.Context) error {
 		}
 		b.facts.Networks[i] = n
 	}
-	ports, err := b.ports()
+	ports, err := b.ports(s.Ports)
 	if err != nil {
 		return err
 	}
@@ -164,11 +162,9 @@ func (b *build) gather(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if i == 0 {
-			ep.Ports = ports
-		}
 		b.facts.Endpoints = append(b.facts.Endpoints, ep)
 	}
+	b.facts.Endpoints[b.gateway()].Ports = ports
 	b.meta.Endpoints = b.facts.Endpoints
 	if b.dry {
 		return nil
@@ -179,6 +175,32 @@ func (b *build) gather(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// facts are those that follow from the request alone.
+func (m *Manager) facts(s spec.Sandbox) spec.Facts {
+	f := spec.Facts{
+		Netns: m.paths.netns(s.Name), EtcDir: m.paths.etc(s.Name), EtcLink: m.paths.etcLink(s.Name), HostsDir: m.paths.hosts(),
+		IndexPath: filepath.Join(m.paths.ids(), s.ID), Mark: m.paths.Mark,
+	}
+	if s.Mode == spec.ModeBridge || s.Mode == spec.ModeNone {
+		f.JoinPath = s.Adopt
+	}
+	if s.Source == spec.SourceCNI { // the runtime has it pinned
+		f.Netns, f.EtcLink = s.Adopt, ""
+	}
+	return f
+}
+
+// gateway is the endpoint that has the published ports: the one with the
+// default gateway, where answers leave; without any, the first.
+func (b *build) gateway() int {
+	for _, ipv6 := range []bool{false, true} {
+		if i := spec.Gateway(b.s.Attach, b.facts.Networks, ipv6); i >= 0 {
+			return i
+		}
+	}
+	return 0
 }
 
 // endpoint allocates the sandbox's place on its i-th network.
@@ -220,12 +242,12 @@ func hostInterface(id string, i int) string { return "sv" + id[:11] + strconv.Fo
 
 // ports finds the host ports and keeps each bound until the kernel has its
 // reservation, so that nobody slips in between. A port without a host address
-// is published, under one number, in each family that the first network has.
-func (b *build) ports() ([]spec.Port, error) {
-	out := make([]spec.Port, 0, len(b.s.Ports))
+// is published, under one number, in each family that the gateway network has.
+func (b *build) ports(want []spec.Port) ([]spec.Port, error) {
+	out := make([]spec.Port, 0, len(want))
 	local := map[netip.Addr]bool{netip.IPv4Unspecified(): true, netip.IPv6Unspecified(): true}
-	for _, p := range b.s.Ports {
-		hosts, err := hostAddresses(p, b.facts.Networks[0])
+	for _, p := range want {
+		hosts, err := hostAddresses(p, b.facts.Networks[b.gateway()])
 		if err != nil {
 			return nil, err
 		}

@@ -108,8 +108,24 @@ func (p *program) candidates(ctx context.Context, l line, begun string) []string
 		return visibleNames(cmd)
 	}
 	switch l.name() {
-	case "exec", "rm", "port":
+	case "port":
+		if len(l.args) == 0 {
+			return append(sandboxNames(ctx, l), "add", "rm")
+		}
+		if len(l.args) == 1 && (l.args[0] == "add" || l.args[0] == "rm") {
+			return sandboxNames(ctx, l)
+		}
+		return nil
+	case "exec", "rm":
 		return sandboxNames(ctx, l)
+	case "network connect", "network disconnect":
+		switch len(l.args) {
+		case 0:
+			return networkNames(ctx, l)
+		case 1:
+			return sandboxNames(ctx, l)
+		}
+		return nil
 	case "inspect":
 		return append(sandboxNames(ctx, l), networkNames(ctx, l)...)
 	case "network rm", "network inspect":

@@ -42,7 +42,7 @@ Examples:
 func sandboxFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringSliceFlag{Name: "net", Aliases: []string{"network"},
-			Usage: "`MODE` bridge, the name of a network (repeatable), host, container:NAME|ID|PID or none"},
+			Usage: "`MODE` bridge, a network's NAME or name=NAME,ip=IP,alias=NAME,gw-priority=N (repeatable), host, container:NAME|ID|PID or none"},
 		&cli.StringFlag{Name: "name", Usage: "`NAME` a name to find the sandbox by"},
 		&cli.StringSliceFlag{Name: "publish", Aliases: []string{"p"},
 			Usage: "`SPEC` publish [IP:][HOSTPORT[-END]:]PORT[-END][/PROTO]; without HOSTPORT on a free port (repeatable)"},
@@ -56,6 +56,7 @@ func sandboxFlags() []cli.Flag {
 		&cli.StringSliceFlag{Name: "network-alias", Usage: "`NAME` further name on user-defined networks (repeatable)"},
 		&cli.StringSliceFlag{Name: "label", Aliases: []string{"l"}, Usage: "`KEY=VALUE` label (repeatable)"},
 		&cli.StringSliceFlag{Name: "sysctl", Usage: "`KEY=VALUE` kernel setting inside, below net (repeatable)"},
+		&cli.IntFlag{Name: "gw-priority", Usage: "`N` of the first network: the one with the highest has the default gateway"},
 		&cli.IntFlag{Name: "mtu", Usage: "`BYTES` MTU of the interfaces"},
 	}
 }
@@ -66,6 +67,6 @@ func sandboxOptions(c *cli.Context) spec.SandboxOptions {
 		IP: c.String("ip"), IP6: c.String("ip6"), MAC: c.String("mac-address"), Hostname: c.String("hostname"),
 		DNS: c.StringSlice("dns"), DNSSearch: c.StringSlice("dns-search"), AddHost: c.StringSlice("add-host"),
 		NetworkAlias: c.StringSlice("network-alias"), Labels: c.StringSlice("label"), Sysctls: c.StringSlice("sysctl"),
-		MTU: c.Int("mtu"),
+		MTU: c.Int("mtu"), GwPriority: c.Int("gw-priority"),
 	}
 }

@@ -16,10 +16,10 @@ import (
 func (p *program) networkCommand() *cli.Command {
 	return &cli.Command{
 		Name: "network", ArgsUsage: "COMMAND",
-		Usage: "Create, list, inspect and remove networks",
+		Usage: "Create, inspect and remove networks, and connect sandboxes to them",
 		Subcommands: []*cli.Command{
 			p.networkCreateCommand(), p.networkLsCommand(), p.networkInspectCommand(),
-			p.networkRmCommand(), p.networkPruneCommand(),
+			p.networkRmCommand(), p.networkPruneCommand(), p.networkConnectCommand(), p.networkDisconnectCommand(),
 		},
 	}
 }

@@ -54,8 +54,9 @@ func TestHostsFilesStayCurrent(t *testing.T) {
 		return plan.HostsLine{Dir: dir, Addr: netip.MustParseAddr(addr), Names: []string{name}}
 	}
 	a, b := line(app, "10.1.0.2", "a"), line(app, "10.1.0.3", "b")
-	own := plan.HostsFile{Name: "a.hosts", Header: plan.LocalHosts + "192.0.2.1\textra\n", Dirs: []string{app, db}}
-	mustEnsure(t, k, []plan.Object{line(db, "10.2.0.9", "old"), a, own})
+	own := plan.HostsFile{Path: filepath.Join(dir, "etc", "hosts"), Header: plan.LocalHosts + "192.0.2.1\textra\n", Dirs: []string{app, db}}
+	links := []plan.Object{plan.Symlink{Path: filepath.Join(app, "a.hosts"), Target: own.Path}, plan.Symlink{Path: filepath.Join(db, "a.hosts"), Target: own.Path}}
+	mustEnsure(t, k, append([]plan.Object{line(db, "10.2.0.9", "old"), a}, append(links, own)...))
 
 	shared, err := os.Stat(filepath.Join(app, plan.SharedHosts))
 	if err != nil {
@@ -70,7 +71,7 @@ func TestHostsFilesStayCurrent(t *testing.T) {
 		t.Error(d)
 	}
 	want := own.Header + a.Line() + "10.2.0.9\told\n" + b.Line() + "10.2.0.4\tc\n"
-	if d := cmp.Diff(want, read(t, own.Path())); d != "" {
+	if d := cmp.Diff(want, read(t, own.Path)); d != "" {
 		t.Error(d)
 	}
 	if now, err := os.Stat(filepath.Join(app, plan.SharedHosts)); err != nil || !os.SameFile(shared, now) {
@@ -80,8 +81,25 @@ func TestHostsFilesStayCurrent(t *testing.T) {
 	if d := cmp.Diff(plan.LocalHosts+a.Line(), read(t, filepath.Join(app, plan.SharedHosts))); d != "" {
 		t.Error(d)
 	}
-	mustDelete(t, k, []plan.Object{line(db, "10.2.0.9", ""), line(db, "10.2.0.4", ""), a, own})
-	for _, d := range []string{app, db} {
+	if n := mustEnsure(t, k, []plan.Object{own}); n != 0 {
+		t.Errorf("%d changes to a file that has all its lines, in the order they came", n)
+	}
+	// Off one network: the file stays the same one, since it may be mounted.
+	before, err := os.Stat(own.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustDelete(t, k, []plan.Object{a, links[0]})
+	own.Header, own.Dirs = plan.LocalHosts, []string{db}
+	mustEnsure(t, k, []plan.Object{own})
+	if d := cmp.Diff(own.Header+"10.2.0.9\told\n10.2.0.4\tc\n", read(t, own.Path)); d != "" {
+		t.Error(d)
+	}
+	if now, err := os.Stat(own.Path); err != nil || !os.SameFile(before, now) {
+		t.Errorf("the file is not the same one any more (%v)", err)
+	}
+	mustDelete(t, k, []plan.Object{line(db, "10.2.0.9", ""), line(db, "10.2.0.4", ""), links[1], own})
+	for _, d := range []string{app, db, filepath.Dir(own.Path)} {
 		if _, err := os.Stat(d); !errors.Is(err, fs.ErrNotExist) {
 			entries, _ := os.ReadDir(d)
 			t.Errorf("%s is left with %v", d, entries)

@@ -29,6 +29,8 @@ type Kernel struct {
 	reapers  []*reaper        // that wait for work
 	// useReapers is what UseReapers says.
 	useReapers bool
+	// conflicts are routes of which flush found another one in their place.
+	conflicts []plan.Route
 }
 
 // New returns the host whose objects carry mark, with namespaces in netnsDir.
@@ -81,12 +83,17 @@ func (k *Kernel) inside(path string) (*rtnl, error) {
 }
 
 // flush sends what is queued in every namespace.
-func (k *Kernel) flush() error {
+func (k *Kernel) flush(changed *int) error {
 	var errs []error
 	for _, c := range k.conns {
 		errs = append(errs, c.flush())
 	}
-	return errors.Join(errs...)
+	routes := k.conflicts
+	k.conflicts = nil
+	if err := errors.Join(errs...); err != nil || len(routes) == 0 {
+		return err
+	}
+	return k.settleRoutes(routes, changed)
 }
 
 // Ensure makes objs exist with their properties, in order.
@@ -101,7 +108,7 @@ func (k *Kernel) Ensure(ctx context.Context, objs []plan.Object) (changed int, e
 		}
 		// Addresses and routes are queued; whatever is not netlink may need them.
 		if family(objs[i]) != familyRtnl {
-			if err := k.flush(); err != nil {
+			if err := k.flush(&changed); err != nil {
 				return changed, err
 			}
 		}
@@ -112,7 +119,8 @@ func (k *Kernel) Ensure(ctx context.Context, objs []plan.Object) (changed int, e
 		}
 		i += n
 	}
-	return changed, k.flush()
+	err = k.flush(&changed)
+	return changed, err
 }
 
 // family says which objects go to the kernel together.
@@ -191,7 +199,11 @@ func (k *Kernel) ensureOne(o plan.Object, queued *int) (int, error) {
 	case plan.HostsLine:
 		return ensureHostsLine(o)
 	case plan.HostsFile:
-		return ensureHostsFile(o)
+		return k.ensureHostsFile(o)
+	case plan.Qdisc:
+		return ensureQdisc(o)
+	case plan.Redirect:
+		return ensureRedirect(o)
 	}
 	return 0, fmt.Errorf("%s: this kernel package cannot make it", o.Key())
 }
@@ -206,10 +218,11 @@ func only[T plan.Object](objs []plan.Object) []T {
 	return out
 }
 
-// Delete removes objs, last first. What lives in a namespace that is itself
-// being deleted goes with it.
+// Delete removes objs, last first. What lives in a namespace or on a link that
+// is itself being deleted goes with it.
 func (k *Kernel) Delete(ctx context.Context, objs []plan.Object) error {
 	dying := map[string]bool{}
+	links := map[string]bool{}
 	veths := map[string][]plan.Link{}
 	ends := map[[2]string]bool{} // the veths' other ends
 	for _, o := range objs {
@@ -219,6 +232,7 @@ func (k *Kernel) Delete(ctx context.Context, objs []plan.Object) error {
 		case plan.Link:
 			veths[o.PeerNetns] = append(veths[o.PeerNetns], o)
 			ends[[2]string{o.PeerNetns, o.Peer}] = true
+			links[o.Name] = true
 		}
 	}
 	for _, o := range objs {
@@ -236,6 +250,10 @@ func (k *Kernel) Delete(ctx context.Context, objs []plan.Object) error {
 			return dying[o.Netns] || ends[[2]string{o.Netns, o.Link}]
 		case plan.Sysctl:
 			return dying[o.Netns]
+		case plan.Qdisc:
+			return links[o.Link]
+		case plan.Redirect:
+			return links[o.Link]
 		}
 		return false
 	}
@@ -306,6 +324,10 @@ func (k *Kernel) deleteOne(ctx context.Context, o plan.Object) error {
 		return deleteHostsLine(o)
 	case plan.HostsFile:
 		return deleteHostsFile(o)
+	case plan.Qdisc:
+		return deleteQdisc(o)
+	case plan.Redirect:
+		return deleteRedirect(o)
 	}
 	return fmt.Errorf("%s: this kernel package cannot delete it", o.Key())
 }

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -93,7 +95,7 @@ func (k *Kernel) createLink(host *rtnl, l plan.Link, master int) error {
 	req.AddData(info)
 	host.add("link "+l.Name, req, func(err error) error {
 		if errors.Is(err, unix.EOPNOTSUPP) {
-			return fmt.Errorf("kernel lacks links of type %s (CONFIG_%s): %w", l.Type, map[plan.LinkType]string{plan.Bridge: "BRIDGE", plan.Veth: "VETH"}[l.Type], err)
+			return fmt.Errorf("kernel lacks links of type %s (CONFIG_%s): %w", l.Type, map[plan.LinkType]string{plan.Bridge: "BRIDGE", plan.Veth: "VETH", plan.IFB: "IFB"}[l.Type], err)
 		}
 		if errors.Is(err, unix.EXFULL) || errors.Is(err, unix.EMLINK) {
 			return fmt.Errorf("bridge %s is full (1023 ports): %w", l.Master, err)
@@ -104,8 +106,10 @@ func (k *Kernel) createLink(host *rtnl, l plan.Link, master int) error {
 	if err := host.flush(); err != nil {
 		return err
 	}
-	if err := setPort(host, l); err != nil {
-		return err
+	if l.Isolated || l.Hairpin { // a new port has neither
+		if err := setPort(host, l); err != nil {
+			return err
+		}
 	}
 	if l.Type != plan.Veth {
 		return nil
@@ -152,7 +156,7 @@ func raise(c *rtnl, name string) {
 
 // setPort sets the flags of a bridge port, which goes by its index alone.
 func setPort(c *rtnl, l plan.Link) error {
-	if !l.Isolated && !l.Hairpin {
+	if l.Master == "" {
 		return nil
 	}
 	return writePort(c, l)
@@ -163,22 +167,26 @@ func writePort(c *rtnl, l plan.Link) error {
 	if err != nil {
 		return fmt.Errorf("link %s: %w", l.Name, err)
 	}
+	if have.isolated == l.Isolated && have.hairpin == l.Hairpin {
+		return nil
+	}
 	req := nl.NewNetlinkRequest(unix.RTM_SETLINK, 0)
 	msg := nl.NewIfInfomsg(unix.AF_BRIDGE)
 	msg.Index = int32(have.index)
 	req.AddData(msg)
 	port := nl.NewRtAttr(unix.IFLA_PROTINFO|unix.NLA_F_NESTED, nil)
-	flag := func(on bool) []byte {
-		if on {
-			return nl.Uint8Attr(1)
-		}
-		return nl.Uint8Attr(0)
-	}
-	port.AddRtAttr(nl.IFLA_BRPORT_ISOLATED, flag(l.Isolated))
-	port.AddRtAttr(nl.IFLA_BRPORT_MODE, flag(l.Hairpin))
+	port.AddRtAttr(nl.IFLA_BRPORT_ISOLATED, boolAttr(l.Isolated))
+	port.AddRtAttr(nl.IFLA_BRPORT_MODE, boolAttr(l.Hairpin))
 	req.AddData(port)
 	c.add("link "+l.Name+" port", req, nil)
 	return c.flush()
+}
+
+func boolAttr(on bool) []byte {
+	if on {
+		return nl.Uint8Attr(1)
+	}
+	return nl.Uint8Attr(0)
 }
 
 func setLink(name string, flags uint32) *nl.NetlinkRequest {
@@ -210,15 +218,17 @@ func (k *Kernel) adjustLink(host *rtnl, l plan.Link, have linkInfo, master int) 
 		req.AddData(nl.NewRtAttr(unix.IFLA_ADDRESS, hw))
 		changed = true
 	}
-	if !changed {
-		return 0, nil
+	if changed {
+		host.add("link "+l.Name, req, nil)
+		if err := host.flush(); err != nil {
+			return 1, err
+		}
 	}
-	host.add("link "+l.Name, req, nil)
-	err := host.flush()
-	if err == nil { // lost with the master
-		err = setPort(host, l)
+	// A new master has taken the port's flags.
+	if changed || l.Master != "" && (have.isolated != l.Isolated || have.hairpin != l.Hairpin) {
+		return 1, setPort(host, l)
 	}
-	return 1, err
+	return 0, nil
 }
 
 // deleteLink removes a link at once, which costs an RCU grace period for a veth.
@@ -289,6 +299,7 @@ func (k *Kernel) ensureRoute(r plan.Route, changed *int) error {
 	}
 	c.add("route "+r.Dst.String(), routeMsg(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, r, index), func(err error) error {
 		if errors.Is(err, unix.EEXIST) {
+			k.conflicts = append(k.conflicts, r)
 			return nil
 		}
 		if err == nil {
@@ -296,6 +307,50 @@ func (k *Kernel) ensureRoute(r plan.Route, changed *int) error {
 		}
 		return err
 	})
+	return nil
+}
+
+// settleRoutes replaces the routes that were there already with another gateway
+// or on another link.
+func (k *Kernel) settleRoutes(routes []plan.Route, changed *int) error {
+	for _, r := range routes {
+		c, index, err := k.linkIn(r.Netns, r.Link)
+		if err != nil {
+			return err
+		}
+		family := unix.AF_INET
+		if r.Dst.Addr().Is6() {
+			family = unix.AF_INET6
+		}
+		dst := &net.IPNet{IP: r.Dst.Addr().AsSlice(), Mask: net.CIDRMask(r.Dst.Bits(), r.Dst.Addr().BitLen())}
+		var have []netlink.Route
+		list := func() (err error) {
+			have, err = retryDump(func() ([]netlink.Route, error) {
+				return netlink.RouteListFiltered(family, &netlink.Route{Dst: dst, Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_DST|netlink.RT_FILTER_TABLE)
+			})
+			return err
+		}
+		if r.Netns == "" {
+			err = list()
+		} else {
+			err = inNetns(r.Netns, list)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", r.Key(), err)
+		}
+		right := slices.ContainsFunc(have, func(o netlink.Route) bool {
+			via, _ := netip.AddrFromSlice(o.Gw)
+			return o.LinkIndex == index && via.Unmap() == r.Via
+		})
+		if right {
+			continue
+		}
+		c.add("route replace "+r.Dst.String(), routeMsg(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, r, index), nil)
+		if err := c.flush(); err != nil {
+			return err
+		}
+		*changed++
+	}
 	return nil
 }
 

@@ -2,13 +2,13 @@ package spec
 
 import (
 	"fmt"
-	"net/netip"
+	"strconv"
 	"strings"
 )
 
 // ParseNet reads the values of --net: bridge (also "default", as with docker,
-// and no value at all), host, none, container:REF, or the names of one or more
-// bridge networks. REF is a sandbox's name or ID, or a PID; join returns it.
+// and no value at all), host, none, container:REF, or one or more bridge networks
+// as ParseAttachment reads them. REF is a sandbox's name or ID, or a PID; join returns it.
 func ParseNet(values []string) (mode Mode, join string, attach []Attachment, err error) {
 	if len(values) == 0 {
 		values = []string{DefaultNetwork}
@@ -33,13 +33,12 @@ func ParseNet(values []string) (mode Mode, join string, attach []Attachment, err
 			if mode == "" {
 				mode = ModeBridge
 			}
-			if v == "default" {
-				v = DefaultNetwork
+			a, err := ParseAttachment(v)
+			if err != nil {
+				return "", "", nil, err
 			}
-			if why := nameFault(v); why != "" {
-				return fault("network name: " + why)
-			}
-			attach = append(attach, Attachment{Network: v})
+			attach = append(attach, a)
+			v = a.Network
 		}
 		if seen[v] {
 			return fault("it is given twice")
@@ -66,6 +65,8 @@ type SandboxOptions struct {
 	DNS, DNSSearch, AddHost []string
 	NetworkAlias            []string
 	Labels, Sysctls         []string
+	// GwPriority is for the first network, too.
+	GwPriority int
 	// MTU in bytes; 0 is not given.
 	MTU int
 }
@@ -98,36 +99,23 @@ func (o SandboxOptions) Parse() (Sandbox, error) {
 // refuses it here, before there is nowhere to put it.
 func (o SandboxOptions) parseEndpoint(s *Sandbox) error {
 	if s.Mode != ModeBridge {
+		priority := ""
+		if o.GwPriority != 0 {
+			priority = strconv.Itoa(o.GwPriority)
+		}
 		return firstConflict(s.Mode, []request{
 			{"IP address", o.IP, withoutNetwork}, {"IPv6 address", o.IP6, withoutNetwork}, {"MAC address", o.MAC, withoutNetwork},
-			{"network alias", strings.Join(o.NetworkAlias, ","), withoutNetwork},
+			{"network alias", strings.Join(o.NetworkAlias, ","), withoutNetwork}, {"gateway priority", priority, withoutNetwork},
 		})
 	}
-	main := &s.Attach[0]
-	for _, f := range []struct {
-		what, value string
-		to          *netip.Addr
-	}{{"IP address", o.IP, &main.IP}, {"IPv6 address", o.IP6, &main.IP6}} {
-		if f.value == "" {
-			continue
-		}
-		a, why := parseAddr(f.value)
-		if why != "" {
-			return &InputError{What: f.what, Value: f.value, Why: why}
-		}
-		*f.to = a
-	}
-	if o.MAC != "" {
-		mac, err := ParseMAC(o.MAC)
-		if err != nil {
-			return err
-		}
-		main.MAC = mac
+	options := AttachmentOptions{IP: o.IP, IP6: o.IP6, MAC: o.MAC, GwPriority: o.GwPriority}
+	if err := options.into(&s.Attach[0]); err != nil {
+		return err
 	}
 	for i := range s.Attach {
 		// Alone, the default network refuses them; among others it has none.
 		if len(s.Attach) == 1 || s.Attach[i].Network != DefaultNetwork {
-			s.Attach[i].Aliases = o.NetworkAlias
+			s.Attach[i].Aliases = append(s.Attach[i].Aliases, o.NetworkAlias...)
 		}
 	}
 	return nil
