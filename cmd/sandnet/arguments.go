@@ -92,6 +92,8 @@ func (l *line) option(word string, args []string) ([]string, error) {
 		switch {
 		case f == nil || len(long) == 1:
 			return args, unknownOption(l, "--"+long)
+		case hasValue && isVerb(f, value):
+			return l.next(level, f, "--"+long+"="+value, append([]string{value}, args...))
 		case hasValue:
 			l.set(level, f, "="+value)
 		case takesValue(f):
@@ -126,7 +128,11 @@ func (l *line) option(word string, args []string) ([]string, error) {
 
 // next sets an option to the next argument.
 func (l *line) next(level int, f cli.Flag, spelling string, args []string) ([]string, error) {
-	if len(args) == 0 {
+	words := 1
+	if len(args) > 0 && isVerb(f, args[0]) {
+		words = 2
+	}
+	if len(args) < words {
 		l.pending = names(f)[0]
 		what := l.name()
 		if what == "" {
@@ -134,8 +140,16 @@ func (l *line) next(level int, f cli.Flag, spelling string, args []string) ([]st
 		}
 		return nil, &failure{what: what, err: usage("option %s needs a value", spelling)}
 	}
-	l.set(level, f, "="+args[0])
-	return args[1:], nil
+	l.set(level, f, "="+strings.Join(args[:words], " "))
+	return args[words:], nil
+}
+
+// egressOption takes one word, as in --egress=allow:10.0.0.0/8, or two: no rule
+// is "allow" or "deny" alone.
+const egressOption = "egress"
+
+func isVerb(f cli.Flag, value string) bool {
+	return names(f)[0] == egressOption && (value == "allow" || value == "deny")
 }
 
 // set records an option under its first name: the flag package refuses two

@@ -33,6 +33,11 @@ func TestTakeApart(t *testing.T) {
 		{"create --name=", "create --name= --"},
 		{"create --h x", "error: create: unknown option --h"},
 		{"run -d=false true", "run --detach=false -- true"},
+		{"run --egress allow 10.0.0.0/8 sh -c x", "run --egress=allow 10.0.0.0/8 -- sh -c x"},
+		{"create --egress=deny fd00::/8 --egress deny:10.0.0.0/8 --egress allow=10.1.0.0/16 --mtu 1400",
+			"create --egress=deny fd00::/8 --egress=deny:10.0.0.0/8 --egress=allow=10.1.0.0/16 --mtu=1400 --"},
+		{"create --egress allow", "error: create: option --egress needs a value"},
+		{"create --egress=deny", "error: create: option --egress=deny needs a value"},
 		{"inspect -", "inspect -- -"},
 	} {
 		l, err := takeApart(root, strings.Fields(test.in))

@@ -94,6 +94,8 @@ func (p *program) candidates(ctx context.Context, l line, begun string) []string
 	switch {
 	case l.pending == "net":
 		return append(networkNames(ctx, l), "bridge", "host", "none", "container:")
+	case l.pending == egressOption:
+		return []string{"allow", "deny"}
 	case l.pending == "format":
 		return []string{"json", "table", "text"}
 	case l.pending != "", takesCommand(cmd) && len(l.args) > 0:

@@ -57,6 +57,10 @@ func sandboxFlags() []cli.Flag {
 		&cli.StringSliceFlag{Name: "label", Aliases: []string{"l"}, Usage: "`KEY=VALUE` label (repeatable)"},
 		&cli.StringSliceFlag{Name: "sysctl", Usage: "`KEY=VALUE` kernel setting inside, below net (repeatable)"},
 		&cli.IntFlag{Name: "gw-priority", Usage: "`N` of the first network: the one with the highest has the default gateway"},
+		&cli.StringFlag{Name: "ingress-rate", Usage: "`RATE` limit of what it receives on each network, like 10mbit; a plain number is bit/s"},
+		&cli.StringFlag{Name: "egress-rate", Usage: "`RATE` limit of what it sends on each network"},
+		&cli.StringSliceFlag{Name: egressOption,
+			Usage: "`RULE` allow or deny CIDR[:PORT[/PROTO]]; the first that matches decides (repeatable)"},
 		&cli.IntFlag{Name: "mtu", Usage: "`BYTES` MTU of the interfaces"},
 	}
 }
@@ -68,5 +72,6 @@ func sandboxOptions(c *cli.Context) spec.SandboxOptions {
 		DNS: c.StringSlice("dns"), DNSSearch: c.StringSlice("dns-search"), AddHost: c.StringSlice("add-host"),
 		NetworkAlias: c.StringSlice("network-alias"), Labels: c.StringSlice("label"), Sysctls: c.StringSlice("sysctl"),
 		MTU: c.Int("mtu"), GwPriority: c.Int("gw-priority"),
+		IngressRate: c.String("ingress-rate"), EgressRate: c.String("egress-rate"), Egress: c.StringSlice(egressOption),
 	}
 }

@@ -65,6 +65,9 @@ type SandboxOptions struct {
 	DNS, DNSSearch, AddHost []string
 	NetworkAlias            []string
 	Labels, Sysctls         []string
+	// The rates are read by ParseRate, Egress by ParseEgress.
+	IngressRate, EgressRate string
+	Egress                  []string
 	// GwPriority is for the first network, too.
 	GwPriority int
 	// MTU in bytes; 0 is not given.
@@ -78,7 +81,7 @@ func (o SandboxOptions) Parse() (Sandbox, error) {
 		return Sandbox{}, err
 	}
 	s := Sandbox{Name: o.Name, Mode: mode, Join: join, Attach: attach, Hostname: o.Hostname, MTU: o.MTU}
-	for _, parse := range []func(*Sandbox) error{o.parseEndpoint, o.parsePorts, o.parseFiles} {
+	for _, parse := range []func(*Sandbox) error{o.parseEndpoint, o.parsePorts, o.parseFiles, o.parseLimits} {
 		if err := parse(&s); err != nil {
 			return Sandbox{}, err
 		}

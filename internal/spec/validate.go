@@ -12,7 +12,7 @@ import (
 // its parts go together. It returns an *InputError. Every front door ends in
 // it: flags, OCI annotations, CNI configuration.
 func (s Sandbox) Validate() error {
-	for _, check := range []func() error{s.checkNames, s.checkMode, s.checkConflicts, s.checkAttach, s.checkPorts, s.checkFiles} {
+	for _, check := range []func() error{s.checkNames, s.checkMode, s.checkConflicts, s.checkAttach, s.checkPorts, s.checkFiles, s.checkLimits} {
 		if err := check(); err != nil {
 			return err
 		}
@@ -72,13 +72,13 @@ func (s Sandbox) checkMode() error {
 
 // checkConflicts refuses what the mode would have to ignore.
 func (s Sandbox) checkConflicts() error {
-	mtu := ""
-	if s.MTU != 0 {
-		mtu = strconv.Itoa(s.MTU)
-	}
+	mtu := nonzero(uint64(max(s.MTU, 0)))
 	return firstConflict(s.Mode, []request{
 		{"published port", first(s.Ports), withoutNetwork},
 		{"MTU", mtu, withoutNetwork},
+		{"ingress rate", nonzero(s.IngressRate), withoutNetwork},
+		{"egress rate", nonzero(s.EgressRate), withoutNetwork},
+		{"egress rule", first(s.Egress), withoutNetwork},
 		{"hostname", s.Hostname, joining},
 		{"DNS server", first(s.DNS), sharing},
 		{"DNS search domain", first(s.DNSSearch), sharing},
@@ -112,6 +112,13 @@ func firstConflict(m Mode, requests []request) error {
 		}
 	}
 	return nil
+}
+
+func nonzero(n uint64) string {
+	if n == 0 {
+		return ""
+	}
+	return strconv.FormatUint(n, 10)
 }
 
 func first[T any](list []T) string {

@@ -1,0 +1,157 @@
+package crash
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sandnet/sandnet/tests/lab"
+)
+
+// change is what gets killed while the sandbox x is running: it has to have
+// happened afterwards, or not, and x runs on.
+type change struct {
+	name  string
+	stage [][]string
+	// setup makes x; run changes it.
+	setup [][]string
+	run   []string
+}
+
+var (
+	twoNets = [][]string{newNet, {"network", "create", "m", "--subnet", "10.62.0.0/24", "--bridge", "br-m"}}
+	runX    = func(options ...string) []string {
+		return append(append([]string{"run", "-d", "--name", "x", "--net", "n", "--ip", "10.61.0.7"}, options...), "--", "sleep", "1000")
+	}
+	connectX = []string{"network", "connect", "--ip", "10.62.0.7", "--alias", "y", "--gw-priority", "1", "m", "x"}
+)
+
+var changes = []change{
+	// The running command's hosts file is the network's shared one, and has to
+	// become its own; gateway and port move.
+	{"connect", twoNets, [][]string{runX("-p", "8080:80")}, connectX},
+	{"disconnect", twoNets, [][]string{runX("-p", "8080:80"), connectX}, []string{"network", "disconnect", "m", "x"}},
+	{"disconnect from the last", twoNets[:1], [][]string{runX("-p", "8080:80")}, []string{"network", "disconnect", "n", "x"}},
+	{"connect with rates", twoNets, [][]string{runX("--ingress-rate", "100mbit", "--egress-rate", "50mbit")}, connectX},
+	{"port add", twoNets[:1], [][]string{runX("-p", "8080:80")}, []string{"port", "add", "x", "8081:81", "127.0.0.1:8082:82/udp"}},
+	{"port rm", twoNets[:1], [][]string{runX("-p", "8080:80", "-p", "8081:81")}, []string{"port", "rm", "x", "8081:81"}},
+}
+
+// TestChanges is the matrix of changes to a living sandbox.
+func TestChanges(t *testing.T) {
+	for _, c := range changes {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			changed(t, c)
+		})
+	}
+}
+
+func changed(t *testing.T, c change) {
+	h := newHost(t)
+	next(h, 0)
+	for _, cmd := range c.stage {
+		h.OK(cmd...)
+	}
+	empty := h.Settled()
+	setup := func() {
+		for _, cmd := range c.setup {
+			h.OK(cmd...)
+		}
+	}
+	// The control: nobody is killed.
+	setup()
+	before := living(t, h)
+	h.OK(c.run...)
+	after := living(t, h)
+	if lab.Diff(before, after) == "" {
+		t.Fatal("nothing changes")
+	}
+	h.OK("rm", "-f", "x")
+	if i, d := h.Becomes(empty); i < 0 {
+		t.Fatalf("%s and rm change the host:\n%s", c.name, d)
+	}
+	try := func(n, then int) (more bool) {
+		setup()
+		point := crashAt(t, h, n, c.run...)
+		what := fmt.Sprintf("%s, killed at %d (before %s), then %s", c.name, n, point, next(h, then))
+		got := living(t, h)
+		for deadline := time.Now().Add(3 * time.Second); lab.Diff(before, got) != "" && lab.Diff(after, got) != ""; got = living(t, h) {
+			if time.Now().After(deadline) {
+				t.Errorf("%s: the host is neither as before:\n%s\nnor as after:\n%s", what, lab.Diff(before, got), lab.Diff(after, got))
+				break
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		h.OK("rm", "-f", "x")
+		if i, d := h.Becomes(empty); i < 0 {
+			t.Errorf("%s, then removed: the host differs from one where it never happened:\n%s", what, d)
+			h.OK("gc")
+			empty = h.Settled()
+		}
+		return point != ""
+	}
+	n := 1
+	for n < limit && try(n, 0) && try(n, 1) {
+		n++
+	}
+	if n < 5 || n == limit {
+		t.Fatalf("%s has %d kill points", c.name, n-1)
+	}
+	t.Logf("%s: killed at each of %d points", c.name, n-1)
+}
+
+var (
+	peerIndex = regexp.MustCompile(`@if\d+`)
+	passing   = regexp.MustCompile(`\\"(sum|pid|start)\\":(\\"[0-9a-f]*\\"|\d+)`)
+)
+
+// living is the dump of a host on which x runs, with the inside of x, and
+// without what differs from one x to the next.
+func living(t *testing.T, h *lab.Host) lab.Dump {
+	t.Helper()
+	var x []struct {
+		ID  string `json:"id"`
+		PID int    `json:"pid"`
+	}
+	out := h.OK("inspect", "x")
+	if err := json.Unmarshal([]byte(out), &x); err != nil || len(x) != 1 || x[0].PID == 0 {
+		t.Fatalf("x does not run: %v: %s", err, out)
+	}
+	d := h.Dump()
+	in := h.Sandbox("x")
+	for section, text := range map[string]string{
+		"addr":  in.Must("ip", "-br", "addr"),
+		"route": in.Must("ip", "route"),
+	} {
+		for l := range strings.Lines(text) {
+			// The peer's index and the columns' widths say nothing.
+			words := strings.Join(strings.Fields(peerIndex.ReplaceAllString(l, "")), " ")
+			d = append(d, "inside "+section+": "+words)
+		}
+	}
+	hosts, err := os.ReadFile(fmt.Sprintf("/proc/%d/root/etc/hosts", x[0].PID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for l := range strings.Lines(string(hosts)) {
+		d = append(d, "inside hosts: "+l)
+	}
+	for _, qdisc := range strings.Split(h.Must("tc", "qdisc"), "\n") {
+		if strings.Contains(qdisc, "tbf") || strings.Contains(qdisc, "ingress") {
+			d = append(d, "qdisc: "+qdisc)
+		}
+	}
+	for i, l := range d {
+		l = passing.ReplaceAllString(l, "$1")
+		for _, n := range []int{64, 12, 11} {
+			l = strings.ReplaceAll(l, x[0].ID[:n], fmt.Sprint("ID", n))
+		}
+		d[i] = l
+	}
+	return d
+}
