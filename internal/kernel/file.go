@@ -243,9 +243,17 @@ func lockDir(dir string, create bool) (*os.File, error) {
 	}
 }
 
-// editHosts changes a file in place: its inode may be mounted in sandboxes.
+// editHosts changes a file in place: its inode may be mounted in sandboxes. Of
+// a symlink it is the target, unless that is one, too: then the sandbox still
+// has another network's shared file, and gets its own just now.
 func editHosts(file string, edit func(string) string) error {
-	f, err := os.OpenFile(file, os.O_RDWR, 0)
+	if target, err := os.Readlink(file); err == nil {
+		file = target
+	}
+	f, err := os.OpenFile(file, os.O_RDWR|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, unix.ELOOP) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}

@@ -24,7 +24,7 @@ const fullPatience = time.Second
 
 // ensureLink makes a bridge, or a veth with its peer directly in the target
 // namespace: moving an end there afterwards costs 20 ms (an RCU grace period).
-func (k *Kernel) ensureLink(l plan.Link) (int, error) {
+func (k *Kernel) ensureLink(l plan.Link) (changed int, err error) {
 	host, err := k.host()
 	if err != nil {
 		return 0, err
@@ -57,14 +57,23 @@ func (k *Kernel) ensureLink(l plan.Link) (int, error) {
 		if err != nil {
 			return 0, err
 		}
-		if _, err := peer.link(l.Peer); err != nil { // its other end is somewhere else
+		other, err := peer.link(l.Peer)
+		if err != nil { // its other end is somewhere else
 			if err := deleteLink(host, l.Name); err != nil {
 				return 0, err
 			}
 			return 1, k.createLink(host, l, master)
 		}
+		if !other.up { // the last that creating it does
+			k.raise(peer, l.Peer, l.IPv6)
+			if err := peer.flush(); err != nil {
+				return 0, err
+			}
+			changed = 1
+		}
 	}
-	return k.adjustLink(host, l, have, master)
+	n, err := k.adjustLink(host, l, have, master)
+	return changed + n, err
 }
 
 func (k *Kernel) createLink(host *rtnl, l plan.Link, master int) error {
@@ -217,6 +226,9 @@ func (k *Kernel) adjustLink(host *rtnl, l plan.Link, have linkInfo, master int) 
 		}
 		req.AddData(nl.NewRtAttr(unix.IFLA_ADDRESS, hw))
 		changed = true
+	}
+	if !have.up {
+		k.raise(host, l.Name, l.IPv6)
 	}
 	if changed {
 		host.add("link "+l.Name, req, nil)

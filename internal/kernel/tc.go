@@ -60,13 +60,16 @@ func ensureQdisc(q plan.Qdisc) (int, error) {
 		}
 		was, ok := h.(*netlink.Tbf)
 		now, _ := want.(*netlink.Tbf)
-		if !ok || was.Rate == now.Rate && was.Limit == now.Limit && was.Buffer == now.Buffer {
+		if !ok || was.Rate == now.Rate && was.Limit == now.Limit && nearly(was.Buffer, now.Buffer) {
 			return 0, nil
 		}
 	}
 	crash.Point(q.Key())
 	return 1, tcError(q.Key(), netlink.QdiscReplace(want), map[plan.QdiscType]string{plan.TBF: "NET_SCH_TBF", plan.Ingress: "NET_SCH_INGRESS"}[q.Type])
 }
+
+// nearly compares numbers of ticks: what others have computed is rounded otherwise.
+func nearly(a, b uint32) bool { return max(a, b)-min(a, b) <= max(a, b)/1000+1 }
 
 // tcError explains the kernel's answer to a kind that it does not know.
 func tcError(what string, err error, config string) error {
