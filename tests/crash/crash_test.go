@@ -36,6 +36,7 @@ var (
 	newNet6 = append(newNet, "--ipv6")
 	dual    = []string{"create", "--name", "x", "--net", "n", "--network-alias", "y", "-p", "8080:80"}
 	named   = []string{"create", "--name", "x", "--net", "n", "--network-alias", "y", "--add-host", "z:10.1.2.3", "-p", "8080:80", "-p", "8080:80/udp"}
+	limited = []string{"create", "--name", "x", "--ingress-rate", "10mbit", "--egress-rate", "1gbit"}
 	// lingering is a command that leaves a process behind: it belongs to the
 	// sandbox, and ends with it.
 	lingering = []string{"--", "sh", "-c", "sleep 1000 </dev/null >/dev/null 2>&1 &"}
@@ -48,6 +49,7 @@ var operations = []operation{
 	{name: "create named", target: sandbox, stage: [][]string{newNet}, run: named},
 	{name: "create on two", target: sandbox, stage: [][]string{newNet}, run: []string{"create", "--name", "x", "--net", "n", "--net", "bridge"}},
 	{name: "create joined", target: sandbox, stage: [][]string{{"create", "--name", "y"}}, run: joined},
+	{name: "create limited", target: sandbox, run: limited},
 	{name: "create none", target: sandbox, run: []string{"create", "--name", "x", "--net", "none"}},
 	{name: "run", target: sandbox, run: append([]string{"run", "--name", "x", "-p", "8080:80"}, lingering...)},
 	{name: "run detached", target: sandbox, run: []string{"run", "-d", "--name", "x", "--", "sleep", "1000"}},
@@ -56,6 +58,7 @@ var operations = []operation{
 		run: []string{"run", "-d", "--net", "container:y", "--name", "x", "--", "sleep", "1000"}},
 	{name: "rm", target: sandbox, setup: []string{"create", "--name", "x", "-p", "8080:80"}, run: []string{"rm", "x"}},
 	{name: "rm named", target: sandbox, stage: [][]string{newNet}, setup: named, run: []string{"rm", "x"}},
+	{name: "rm limited", target: sandbox, setup: limited, run: []string{"rm", "x"}},
 	{name: "rm joined", target: sandbox, stage: [][]string{{"create", "--name", "y"}}, setup: joined, run: []string{"rm", "x"}},
 	{name: "create dual-stack", target: sandbox, stage: [][]string{newNet6}, run: dual},
 	{name: "rm dual-stack", target: sandbox, stage: [][]string{newNet6}, setup: dual, run: []string{"rm", "x"}},

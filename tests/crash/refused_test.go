@@ -22,6 +22,10 @@ func TestRefused(t *testing.T) {
 		{"rm", "x"},
 		{"network", "rm", "bridge"},
 		{"network", "create", "bridge"},
+		{"network", "connect", "bridge", "x"},
+		{"network", "disconnect", "bridge", "side"},
+		{"port", "add", "x", "9000:90", "8080:81"},
+		{"port", "add", "job", "8080:80"},
 	} {
 		n := 1
 		for ; n < limit; n++ {
