@@ -158,6 +158,7 @@ func deleteHostsLine(h plan.HostsLine) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
+	_ = os.Remove(h.Dir) // refused while anything is in it; without a file after a kill
 	return err
 }
 

@@ -108,6 +108,43 @@ func changed(t *testing.T, c change) {
 	t.Logf("%s: killed at each of %d points", c.name, n-1)
 }
 
+// Finishing a change can be killed as well.
+func TestKilledFinish(t *testing.T) {
+	t.Parallel()
+	c := changes[0]
+	h := newHost(t)
+	next(h, 0)
+	for _, cmd := range c.stage {
+		h.OK(cmd...)
+	}
+	h.OK(c.setup[0]...)
+	h.OK(c.run...)
+	after := living(t, h)
+	h.OK("rm", "-f", "x")
+	tries := 0
+	for n := 1; n < limit; n++ {
+		h.OK(c.setup[0]...)
+		// Late enough to be recorded, early enough to leave most to do.
+		if crashAt(t, h, 12, c.run...) == "" {
+			t.Fatal("the change ends before it is killed")
+		}
+		point := crashAt(t, h, n, "gc")
+		h.OK("gc")
+		if d := lab.Diff(after, living(t, h)); d != "" {
+			t.Fatalf("gc killed at %d (before %s), gc: the change is not finished:\n%s", n, point, d)
+		}
+		h.OK("rm", "-f", "x")
+		if point == "" {
+			break
+		}
+		tries++
+	}
+	if tries < 10 {
+		t.Errorf("%d kill points", tries)
+	}
+	t.Logf("finishing killed %d times", tries)
+}
+
 var (
 	peerIndex = regexp.MustCompile(`@if\d+`)
 	passing   = regexp.MustCompile(`\\"(sum|pid|start)\\":(\\"[0-9a-f]*\\"|\d+)`)

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -188,6 +189,74 @@ func TestPortsOfALivingSandbox(t *testing.T) {
 	}
 	p.h.OK("rm", "-f", "web", "other")
 	p.h.Unchanged(p.before, "rm")
+}
+
+// A change that fails half-way is undone.
+func TestFailedChangeIsUndone(t *testing.T) {
+	t.Parallel()
+	h := lab.NewHost(t)
+	before := used(t, h)
+	h.OK("network", "create", "a")
+	h.OK("network", "create", "b")
+	web := server(t, h, "web", "--net", "a", "-p", "8080:80")
+	// Somebody has what the second interface would be called.
+	theirs := "sv" + inspect(t, h, "web").ID[:11] + "1"
+	h.Must("ip", "link", "add", theirs, "type", "bridge")
+	h.Refused(1, []string{theirs}, "network", "connect", "--gw-priority", "1", "b", "web")
+	h.Reaches("tcp", "127.0.0.1:8080", web, "")
+	h.Must("ip", "link", "del", theirs)
+	h.OK("network", "connect", "--gw-priority", "1", "b", "web")
+	h.Reaches("tcp", "127.0.0.1:8080", web, "")
+	h.OK("rm", "web")
+	h.OK("network", "rm", "a", "b")
+	h.Unchanged(before, "rm of everything")
+}
+
+// Many change the same sandboxes at once, while others come and go.
+func TestChangesAtOnce(t *testing.T) {
+	t.Parallel()
+	h := lab.NewHost(t)
+	before := used(t, h)
+	for _, n := range []string{"a", "b", "c"} {
+		h.OK("network", "create", n)
+	}
+	for _, name := range []string{"x", "y"} {
+		create(t, h, name, "--net", "a", "-p", "80")
+	}
+	var wg sync.WaitGroup
+	for w := range 6 {
+		wg.Go(func() {
+			for i := range 6 {
+				name, network := []string{"x", "y"}[(w+i)%2], []string{"b", "c"}[(w+i)/2%2]
+				port := fmt.Sprintf("%d:80", 9000+w)
+				for _, args := range [][]string{
+					{"network", "connect", network, name},
+					{"port", "add", name, port},
+					{"run", "--net", network, "--", "true"},
+					{"network", "disconnect", "-f", network, name},
+					{"port", "rm", name, port},
+				} {
+					r := h.Sandnet(args...)
+					if r.Code != 0 && !strings.Contains(r.Stderr, "connected to network") {
+						t.Error(r)
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for _, name := range []string{"x", "y"} {
+		s := inspect(t, h, name)
+		if len(s.Endpoints) != 1 || len(s.Endpoints[0].Ports) != 1 {
+			t.Errorf("%s: %+v", name, s)
+		}
+		if got := h.OK("exec", name, "--", "sh", "-c", "grep -c . /etc/hosts; ls /sys/class/net | wc -l"); got != "4\n2" {
+			t.Errorf("%s: lines of its hosts file, and interfaces: %q", name, got)
+		}
+	}
+	h.OK("rm", "x", "y")
+	h.OK("network", "rm", "a", "b", "c")
+	h.Unchanged(before, "rm of everything")
 }
 
 // TestRates measures the limits, since they are about nothing else. What is
