@@ -99,6 +99,10 @@ func (c *checker) check(o plan.Object) error {
 		return c.tableChain(o)
 	case plan.Chains:
 		return c.chains(o)
+	case plan.Qdisc:
+		return c.qdisc(o)
+	case plan.Redirect:
+		return c.redirect(o)
 	case plan.Flow:
 		return nil // it is what must not be there, and only in the instant of a change
 	case plan.Rule:

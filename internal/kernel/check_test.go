@@ -84,13 +84,16 @@ func driftCases() []driftCase {
 		{"iptables chain", plan.KindChains, shell("iptables-nft -F SANDNET-T-sva"), "chains iptables-nft sva: rules: want as made"},
 		{"file removed", plan.KindFile, shell("rm DIR/etc/hostname"), "file DIR/etc/hostname: missing"},
 		{"file changed", plan.KindFile, shell("echo b >> DIR/etc/hostname"), "file DIR/etc/hostname: content: want 1 lines, 2 bytes, have 2 lines, 4 bytes"},
-		{"link removed", plan.KindSymlink, shell("rm DIR/etc/hosts"), "file DIR/etc/hosts: missing"},
-		{"link elsewhere", plan.KindSymlink, shell("ln -sfn /etc/hosts DIR/etc/hosts"), "file DIR/etc/hosts: target: want DIR/hosts/n/a.hosts, have /etc/hosts"},
+		{"link removed", plan.KindSymlink, shell("rm DIR/hosts/n/a.hosts"), "file DIR/hosts/n/a.hosts: missing"},
+		{"link elsewhere", plan.KindSymlink, shell("ln -sfn /etc/hosts DIR/hosts/n/a.hosts"), "file DIR/hosts/n/a.hosts: target: want DIR/etc/hosts, have /etc/hosts"},
+		{"rate", plan.KindQdisc, shell("tc qdisc replace dev sva root tbf rate 1mbit burst 10k limit 20k"), "qdisc"},
+		{"rate gone", plan.KindQdisc, shell("tc qdisc del dev sva root"), "missing"},
+		{"redirection", plan.KindRedirect, shell("tc filter del dev sva ingress"), "missing"},
+		{"ifb deleted", plan.KindLink, shell("ip link del sia"), "link sia: missing"},
 		{"line", plan.KindHostsLine, shell("sed -i /10.1.0.2/d DIR/hosts/n/shared"), "line in shared: want 10.1.0.2\ta, have none"},
 		{"hosts directory", plan.KindHostsLine, shell("rm -r DIR/hosts/n"), "hosts DIR/hosts/n 10.1.0.2: missing"},
-		{"hosts file removed", plan.KindHostsFile, shell("rm DIR/hosts/n/a.hosts"), "file DIR/hosts/n/a.hosts: missing"},
-		{"hosts file changed", plan.KindHostsFile, shell("echo > DIR/hosts/n/a.hosts"), "file DIR/hosts/n/a.hosts: content"},
-		{"hosts link", plan.KindHostsFile, shell("rm DIR/hosts/m/a.hosts"), "link DIR/hosts/m/a.hosts: want DIR/hosts/n/a.hosts, have none"},
+		{"hosts file removed", plan.KindHostsFile, shell("rm DIR/etc/hosts"), "file DIR/etc/hosts: missing"},
+		{"hosts file changed", plan.KindHostsFile, shell("echo > DIR/etc/hosts"), "file DIR/etc/hosts: content"},
 	}
 }
 
@@ -108,12 +111,16 @@ func everything(dir string) []plan.Object {
 	objs = append(objs, plan.Chains{Family: "ip", Name: "sva", Mark: testMark, Tables: []plan.ChainsOf{{Table: "filter",
 		Chains: []plan.RuleChain{{Name: "SANDNET-T-sva", Rules: []string{"-j RETURN"}}}}}})
 	lines := plan.HostsLine{Dir: dir + "/hosts/n", Addr: netip.MustParseAddr("10.1.0.2"), Names: []string{"a"}}
-	own := plan.HostsFile{Name: "a.hosts", Header: plan.LocalHosts + "10.9.9.9 x\n", Dirs: []string{dir + "/hosts/n", dir + "/hosts/m"}}
+	own := plan.HostsFile{Path: dir + "/etc/hosts", Header: plan.LocalHosts + "10.9.9.9 x\n", Dirs: []string{dir + "/hosts/n"}}
 	return append(objs,
 		plan.Sysctl{Netns: ns, Name: "net/ipv4/tcp_syncookies", Value: "1"},
 		plan.Netns{Path: filepath.Join(dir, "netns", "j"), Join: ns},
-		plan.File{Path: dir + "/etc/hostname", Content: "a\n"}, lines, own,
-		plan.Symlink{Path: dir + "/etc/hosts", Target: own.Path()})
+		plan.File{Path: dir + "/etc/hostname", Content: "a\n"}, lines,
+		plan.Symlink{Path: dir + "/hosts/n/a.hosts", Target: own.Path}, own,
+		plan.Link{Name: "sia", Type: plan.IFB, MTU: 1400, Mark: testMark},
+		plan.Qdisc{Link: "sva", Type: plan.TBF, Rate: 10_000_000, Burst: 12500, Limit: 75000},
+		plan.Qdisc{Link: "sva", Type: plan.Ingress},
+		plan.Redirect{Link: "sva", To: "sia"})
 }
 
 func check(t *testing.T, k *Kernel, objs []plan.Object) []plan.Drift {

@@ -136,13 +136,18 @@ func TestHostsFileAndNewNeighbours(t *testing.T) {
 		var files [count]plan.HostsFile
 		var all sync.WaitGroup
 		for i := range count {
-			files[i] = plan.HostsFile{Name: fmt.Sprintf("f%d.hosts", i), Header: plan.LocalHosts + "10.9.9.9 x\n", Dirs: slices.Clone(dirs)}
+			files[i] = plan.HostsFile{Path: filepath.Join(dir, fmt.Sprint("f", i), "hosts"), Header: plan.LocalHosts + "10.9.9.9 x\n", Dirs: slices.Clone(dirs)}
 			if i%2 == 1 { // in the other order, too
 				slices.Reverse(files[i].Dirs)
 			}
 			line := plan.HostsLine{Dir: dirs[i%2], Addr: netip.AddrFrom4([4]byte{10, 0, 0, byte(i + 1)}), Names: []string{fmt.Sprint("s", i)}}
 			all.Go(func() {
-				if _, err := ensureHostsFile(files[i]); err != nil {
+				for _, d := range files[i].Dirs { // as a plan has it: the links first
+					if _, err := ensureSymlink(plan.Symlink{Path: filepath.Join(d, fmt.Sprintf("f%d.hosts", i)), Target: files[i].Path}); err != nil {
+						t.Error(err)
+					}
+				}
+				if _, err := New(testMark, dir).ensureHostsFile(files[i]); err != nil {
 					t.Error(err)
 				}
 			})
@@ -154,7 +159,7 @@ func TestHostsFileAndNewNeighbours(t *testing.T) {
 		}
 		all.Wait()
 		for _, f := range files {
-			b, err := os.ReadFile(f.Path())
+			b, err := os.ReadFile(f.Path)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -65,7 +65,7 @@ func (k *Kernel) ensureLink(l plan.Link) (changed int, err error) {
 			return 1, k.createLink(host, l, master)
 		}
 		if !other.up { // the last that creating it does
-			k.raise(peer, l.Peer, l.IPv6)
+			raise(peer, l.Peer)
 			if err := peer.flush(); err != nil {
 				return 0, err
 			}
@@ -228,7 +228,7 @@ func (k *Kernel) adjustLink(host *rtnl, l plan.Link, have linkInfo, master int) 
 		changed = true
 	}
 	if !have.up {
-		k.raise(host, l.Name, l.IPv6)
+		raise(host, l.Name)
 	}
 	if changed {
 		host.add("link "+l.Name, req, nil)

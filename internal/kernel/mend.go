@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -62,8 +61,6 @@ func (k *Kernel) mend(ctx context.Context, objs []plan.Object, o plan.Object, wr
 		if !missing {
 			return "", relink(o)
 		}
-	case plan.HostsFile:
-		return "", mendHostsFile(o)
 	case plan.BindGuard:
 		return "", mendBindGuard(ctx)
 	}
@@ -293,26 +290,4 @@ func relink(s plan.Symlink) error {
 	}
 	_, err := ensureSymlink(s)
 	return err
-}
-
-// mendHostsFile writes the file as ensureHostsFile does, over what is there:
-// its inode may be mounted in the sandbox.
-func mendHostsFile(h plan.HostsFile) error {
-	if _, err := os.Stat(h.Path()); errors.Is(err, fs.ErrNotExist) {
-		for _, d := range h.Dirs[1:] {
-			if err := remove(filepath.Join(d, h.Name)); err != nil {
-				return err
-			}
-		}
-		_, err := ensureHostsFile(h)
-		return err
-	}
-	return writeHostsFile(h, func(text string) error {
-		return editHosts(h.Path(), func(have string) string {
-			if strings.HasPrefix(have, h.Header) {
-				return have
-			}
-			return text
-		})
-	})
 }

@@ -49,10 +49,19 @@ func ensureQdisc(q plan.Qdisc) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	if ok, err := hasQdisc(l, q); ok || err != nil {
+		return 0, err
+	}
+	crash.Point(q.Key())
+	return 1, tcError(q.Key(), netlink.QdiscReplace(qdiscAttrs(l, q)), map[plan.QdiscType]string{plan.TBF: "NET_SCH_TBF", plan.Ingress: "NET_SCH_INGRESS"}[q.Type])
+}
+
+// hasQdisc reports whether the link has q, with its numbers.
+func hasQdisc(l netlink.Link, q plan.Qdisc) (bool, error) {
 	want := qdiscAttrs(l, q)
 	have, err := retryDump(func() ([]netlink.Qdisc, error) { return netlink.QdiscList(l) })
 	if err != nil {
-		return 0, fmt.Errorf("%s: %w", q.Key(), err)
+		return false, fmt.Errorf("%s: %w", q.Key(), err)
 	}
 	for _, h := range have {
 		if h.Attrs().Parent != want.Attrs().Parent || h.Type() != want.Type() {
@@ -61,11 +70,10 @@ func ensureQdisc(q plan.Qdisc) (int, error) {
 		was, ok := h.(*netlink.Tbf)
 		now, _ := want.(*netlink.Tbf)
 		if !ok || was.Rate == now.Rate && was.Limit == now.Limit && nearly(was.Buffer, now.Buffer) {
-			return 0, nil
+			return true, nil
 		}
 	}
-	crash.Point(q.Key())
-	return 1, tcError(q.Key(), netlink.QdiscReplace(want), map[plan.QdiscType]string{plan.TBF: "NET_SCH_TBF", plan.Ingress: "NET_SCH_INGRESS"}[q.Type])
+	return false, nil
 }
 
 // nearly compares numbers of ticks: what others have computed is rounded otherwise.
@@ -115,11 +123,20 @@ func ensureRedirect(r plan.Redirect) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	if ok, err := redirects(from, to); ok || err != nil {
+		return 0, err
+	}
+	crash.Point(r.Key())
+	return 1, tcError(r.Key(), netlink.FilterReplace(redirect(from, to)), "NET_CLS_U32 or CONFIG_NET_ACT_MIRRED")
+}
+
+// redirects reports whether everything that comes in at from goes out at to.
+func redirects(from, to netlink.Link) (bool, error) {
 	filters, err := retryDump(func() ([]netlink.Filter, error) {
 		return netlink.FilterList(from, ingressHandle)
 	})
 	if err != nil {
-		return 0, fmt.Errorf("%s: %w", r.Key(), err)
+		return false, fmt.Errorf("filters of %s: %w", from.Attrs().Name, err)
 	}
 	for _, f := range filters {
 		u, ok := f.(*netlink.U32)
@@ -128,12 +145,11 @@ func ensureRedirect(r plan.Redirect) (int, error) {
 		}
 		for _, a := range u.Actions {
 			if m, ok := a.(*netlink.MirredAction); ok && m.Ifindex == to.Attrs().Index {
-				return 0, nil
+				return true, nil
 			}
 		}
 	}
-	crash.Point(r.Key())
-	return 1, tcError(r.Key(), netlink.FilterReplace(redirect(from, to)), "NET_CLS_U32 or CONFIG_NET_ACT_MIRRED")
+	return false, nil
 }
 
 func deleteRedirect(r plan.Redirect) error {
