@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"context"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -179,7 +180,7 @@ func driftKernel(t *testing.T) (*Kernel, string) {
 	k := New(testMark, filepath.Join(dir, "netns"))
 	objs := everything(dir)
 	t.Cleanup(func() {
-		if err := k.Delete(t.Context(), objs); err != nil {
+		if err := k.Delete(context.Background(), objs); err != nil {
 			t.Error(err)
 		}
 		k.Close()
