@@ -32,6 +32,12 @@ type Facts interface {
 	SameNetns(a, b string) bool
 	// ForeignForward is the iptables chain that would drop our packets, if any.
 	ForeignForward() (chain string, err error)
+	// Verified returns the note of the last SetVerified if the machine's rules
+	// are still those that were verified then.
+	Verified() (note string, ok bool)
+	// SetVerified notes that the rules, as they were at the last Verified, are
+	// what they should be.
+	SetVerified(note string)
 	// ProbePort binds a port until release; EADDRINUSE if somebody has it.
 	ProbePort(proto string, ip netip.Addr, port uint16) (release func(), err error)
 }
@@ -93,6 +99,9 @@ type Networks interface {
 	// forwarding goes back to, empty to leave it; uplinks are the links that go
 	// on heeding router advertisements.
 	Forward6(restore string, uplinks []string) plan.Plan
+	// Rules plans the firewall's part of a sandbox; what else it has does not
+	// depend on the firewall.
+	Rules(s spec.Sandbox, eps []spec.Endpoint, nets []spec.Network, mark uint32) []plan.Object
 }
 
 // Store keeps the records.

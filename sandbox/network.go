@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/sandnet/sandnet/internal/crash"
-	"github.com/sandnet/sandnet/internal/plan"
 	"github.com/sandnet/sandnet/internal/spec"
 )
 
@@ -146,6 +145,15 @@ func (m *Manager) CreateNetwork(ctx context.Context, n spec.Network) (spec.Netwo
 	if err := m.begin(ctx); err != nil {
 		return n, err
 	}
+	made := n
+	err := m.withFirewall(ctx, func() (err error) {
+		made, err = m.createNetwork(ctx, n)
+		return err
+	})
+	return made, err
+}
+
+func (m *Manager) createNetwork(ctx context.Context, n spec.Network) (spec.Network, error) {
 	// Two networks made at once must not be given the same subnet.
 	unlock, err := m.lock(ctx, "host")
 	if err != nil {
@@ -210,70 +218,6 @@ func (m *Manager) saveNetwork(n spec.Network) error {
 		return err
 	}
 	return m.store.WriteDurable(m.paths.network(n.Name), append(data, '\n'))
-}
-
-// makeHost makes what all networks share. If the rules were lost (an admin's
-// `nft flush ruleset`), everybody's elements are put back. The caller has the
-// host's lock.
-func (m *Manager) makeHost(ctx context.Context) error {
-	want, recorded, err := m.hostPlan()
-	if err != nil {
-		return err
-	}
-	if !recorded {
-		if err := m.store.Begin(want.Owner); err != nil {
-			return err
-		}
-		_, err = m.engine.Apply(ctx, want)
-		return err
-	}
-	// Before, since what is lost with the rules is found by their absence.
-	if err := m.store.Begin(want.Owner); err != nil {
-		return err
-	}
-	changed, err := m.host.Ensure(ctx, want.Objects)
-	if err != nil || changed == 0 {
-		return err
-	}
-	return m.mendElements(ctx, changed)
-}
-
-// hostPlan is the plan of what all networks share; recorded says that it is
-// the one in the record.
-func (m *Manager) hostPlan() (p plan.Plan, recorded bool, err error) {
-	foreign, err := m.host.ForeignForward()
-	if err != nil {
-		m.log.Warn("cannot tell whether another firewall drops forwarded packets", "error", err)
-		if old, err := m.store.Load("host"); err == nil {
-			return old, true, nil
-		}
-	}
-	for _, restore := range []string{"0", ""} {
-		if p := m.nets.Shared(m.paths.Mark, restore, foreign); m.store.Same(p) {
-			return p, true, nil
-		}
-	}
-	old, err := m.store.Load("host")
-	switch {
-	case err == nil:
-		// What ip_forward was before sandnet is what the first record says.
-		for _, o := range old.Objects {
-			if s, ok := o.(plan.Sysctl); ok && s.Name == plan.IPForward {
-				return m.nets.Shared(m.paths.Mark, s.Restore, foreign), false, nil
-			}
-		}
-	case !errors.Is(err, fs.ErrNotExist) && !m.unprivileged(err):
-		return p, false, err
-	}
-	b, err := os.ReadFile("/proc/sys/" + plan.IPForward)
-	if err != nil {
-		return p, false, err
-	}
-	restore := ""
-	if strings.TrimSpace(string(b)) == "0" {
-		restore = "0"
-	}
-	return m.nets.Shared(m.paths.Mark, restore, foreign), false, nil
 }
 
 // realize makes sure that a network is there: made on its first use and after

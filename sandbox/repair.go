@@ -201,8 +201,11 @@ func (m *Manager) Repair(ctx context.Context, dryRun bool) (lines []string, err 
 // firewall that came after sandnet may need a rule.
 func (m *Manager) repairShared(ctx context.Context, dryRun bool) (lines []string, err error) {
 	err = m.withOwner(ctx, "host", func(have plan.Plan) error {
-		want, recorded, err := m.hostPlan()
-		if err != nil || recorded {
+		want, state, err := m.hostPlan()
+		if errors.As(err, new(*otherFirewallError)) {
+			return nil // the next command that makes something moves over
+		}
+		if err != nil || state != hostUnknown {
 			return err
 		}
 		for _, o := range plan.Stale(want.Objects, have.Objects) {
@@ -272,12 +275,12 @@ func (m *Manager) mendHost(ctx context.Context) error {
 		return err
 	}
 	lines, err := m.mend(ctx, p)
-	return errors.Join(err, m.mendElements(ctx, len(lines)))
+	return errors.Join(err, m.mendRules(ctx, len(lines)))
 }
 
-// mendElements puts back what was lost with the nftables table, after so many
+// mendRules puts back everybody's rules and reserved ports, after so many
 // changes to what all networks share. The caller has the host's lock.
-func (m *Manager) mendElements(ctx context.Context, changes int) error {
+func (m *Manager) mendRules(ctx context.Context, changes int) error {
 	owners, err := m.store.Owners()
 	if err != nil {
 		return err
@@ -287,15 +290,15 @@ func (m *Manager) mendElements(ctx context.Context, changes int) error {
 		if err != nil || owner == "host" {
 			continue // gone meanwhile
 		}
-		// What was in the table, and no more: the owner is not locked.
-		elements := slices.DeleteFunc(p.Objects, func(o plan.Object) bool { return o.Kind() != plan.KindElement })
-		n, err := m.host.Ensure(ctx, elements)
+		// These, and no more: the owner is not locked.
+		rules := slices.DeleteFunc(p.Objects, func(o plan.Object) bool { return !isRule(o) || o.Kind() == plan.KindFlow })
+		n, err := m.host.Ensure(ctx, rules)
 		if err != nil {
 			m.log.Warn("cannot mend", "owner", owner, "error", err)
 		}
 		changes += n
 		if !m.store.Has(owner) {
-			if err := m.host.Delete(ctx, elements); err != nil {
+			if err := m.host.Delete(ctx, rules); err != nil {
 				m.log.Warn("cannot take back", "owner", owner, "error", err)
 			}
 		}

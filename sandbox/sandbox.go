@@ -37,10 +37,18 @@ func (m *Manager) prepare(s spec.Sandbox) {
 	}
 }
 
-func (m *Manager) create(ctx context.Context, s spec.Sandbox) (View, error) {
+func (m *Manager) create(ctx context.Context, s spec.Sandbox) (v View, err error) {
 	if err := identify(&s); err != nil {
 		return View{}, err
 	}
+	err = m.withFirewall(ctx, func() (err error) {
+		v, err = m.createOnce(ctx, s)
+		return err
+	})
+	return v, err
+}
+
+func (m *Manager) createOnce(ctx context.Context, s spec.Sandbox) (View, error) {
 	unlock, host, err := m.lockNew(ctx, s)
 	if err != nil {
 		return View{}, err

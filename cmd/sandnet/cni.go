@@ -132,7 +132,7 @@ func (p *program) cniCommand(do func(*cniCall) error) func(*skel.CmdArgs) error 
 		if err != nil {
 			return err
 		}
-		if c.m, err = openHost(os.Getenv("SANDNET_ROOT"), log); err != nil {
+		if c.m, err = openHost(os.Getenv("SANDNET_ROOT"), os.Getenv("SANDNET_FIREWALL"), log); err != nil {
 			return err
 		}
 		if err := do(c); err != nil {

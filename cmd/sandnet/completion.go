@@ -181,5 +181,5 @@ func (l *line) manager() (*sandbox.Manager, error) {
 			root = dir
 		}
 	}
-	return openHost(root, slog.New(slog.DiscardHandler))
+	return openHost(root, "auto", slog.New(slog.DiscardHandler))
 }

@@ -13,13 +13,17 @@ package main
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/sandnet/sandnet/internal/firewall/iptables"
 	"github.com/sandnet/sandnet/internal/firewall/nftables"
 	"github.com/sandnet/sandnet/internal/kernel"
 	"github.com/sandnet/sandnet/internal/record"
@@ -162,22 +166,15 @@ func (p *program) noSuchCommand(c *cli.Context, cmd *cli.Command, path string) e
 
 // manager opens the host that the global options name.
 func (p *program) manager(c *cli.Context) (*sandbox.Manager, error) {
-	switch kind := c.String("firewall"); kind {
-	case "", "auto", "nftables":
-	case "iptables":
-		return nil, &spec.InputError{What: "--firewall", Value: kind, Why: "it is not supported yet", Hint: "use --firewall nftables"}
-	default:
-		return nil, &spec.InputError{What: "--firewall", Value: kind, Why: "it must be auto, nftables or iptables"}
-	}
 	log, err := p.logger(c.String("log-level"), c.String("log-format"))
 	if err != nil {
 		return nil, err
 	}
-	return openHost(c.String("root"), log)
+	return openHost(c.String("root"), c.String("firewall"), log)
 }
 
 // openHost wires up the host at root. It does not touch anything yet.
-func openHost(root string, log *slog.Logger) (*sandbox.Manager, error) {
+func openHost(root, kind string, log *slog.Logger) (*sandbox.Manager, error) {
 	// Namespaces are pinned by mounts, which have to outlive this process.
 	if err := kernel.LeaveTransientMounts(); err != nil {
 		return nil, err
@@ -186,12 +183,48 @@ func openHost(root string, log *slog.Logger) (*sandbox.Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := kernel.New(paths.Mark, paths.Netns)
-	k.UseReapers()
-	bridge := modes.Bridge{Firewall: nftables.Firewall{}}
-	return sandbox.New(paths, k, record.New(paths.Run, log), log,
+	store := record.New(paths.Run, log)
+	fw, err := firewall(kind, store)
+	if err != nil {
+		return nil, err
+	}
+	host := kernel.New(paths.Mark, paths.Netns)
+	host.UseReapers()
+	host.RememberIn(filepath.Join(paths.Run, "verified"))
+	bridge := modes.Bridge{Firewall: fw}
+	return sandbox.New(paths, host, store, log,
 		bridge, // plans the networks, too
 		bridge, modes.Host{}, modes.Container{}, modes.None{}), nil
+}
+
+// firewall is the one that --firewall asks for. What the host has in use it
+// keeps, unless another one is named.
+func firewall(kind string, store *record.Store) (modes.Firewall, error) {
+	var inUse struct{ Firewall string }
+	if meta := store.Meta("host"); meta != nil {
+		if err := json.Unmarshal(meta, &inUse); err != nil {
+			return nil, fmt.Errorf("record of the host: %w", err)
+		}
+	}
+	legacy := iptables.Firewall{Legacy: true}
+	switch kind {
+	case "nftables":
+		return nftables.Firewall{}, nil
+	case "", "auto":
+		if inUse.Firewall == (nftables.Firewall{}).Name() || inUse.Firewall == "" && kernel.HasNftables() {
+			return nftables.Firewall{}, nil
+		}
+	case "iptables":
+	default:
+		return nil, &spec.InputError{What: "--firewall", Value: kind, Why: "it must be auto, nftables or iptables"}
+	}
+	switch inUse.Firewall {
+	case legacy.Name():
+		return legacy, nil
+	case (iptables.Firewall{}).Name():
+		return iptables.Firewall{}, nil
+	}
+	return iptables.Firewall{Legacy: kernel.LegacyIptables()}, nil
 }
 
 func (p *program) logger(level, format string) (*slog.Logger, error) {

@@ -31,6 +31,7 @@ type Kernel struct {
 	useReapers bool
 	// conflicts are routes of which flush found another one in their place.
 	conflicts []plan.Route
+	verified  verified
 }
 
 // New returns the host whose objects carry mark, with namespaces in netnsDir.
@@ -158,7 +159,7 @@ const (
 func (k *Kernel) ensureGroup(ctx context.Context, objs []plan.Object, queued *int) (changed int, err error) {
 	switch family(objs[0]) {
 	case familyNft:
-		return ensureNft(objs)
+		return k.verified.ensureNft(objs)
 	case familyPort:
 		return machinePorts().ensure(ctx, only[plan.HostPort](objs))
 	case familyRule:
@@ -268,7 +269,7 @@ func (k *Kernel) Delete(ctx context.Context, objs []plan.Object) error {
 		i -= n
 		switch family(group[0]) {
 		case familyNft:
-			errs = append(errs, deleteNft(group))
+			errs = append(errs, k.verified.deleteNft(group))
 		case familyPort:
 			errs = append(errs, machinePorts().delete(ctx, only[plan.HostPort](group)))
 		case familyRule:

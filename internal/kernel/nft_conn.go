@@ -17,6 +17,8 @@ type nfnl struct {
 	fd  int
 	seq uint32
 	in  []byte
+	// verified, unless nil, is told of transactions.
+	verified *verified
 }
 
 // nfMsg is one answer of the kernel: an object, or an error.

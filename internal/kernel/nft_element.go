@@ -96,35 +96,31 @@ func (c *nfnl) ensureMembers(chains []plan.TableChain, objs []plan.Element) (int
 	if chains, err = c.differing(chains); err != nil {
 		return 0, err
 	}
-	begin, err := c.chains(c.begin(), chains)
-	if err != nil {
+	// Compiled before anything is sent.
+	if _, err := c.chains(nil, chains); err != nil {
 		return 0, err
 	}
-	out := c.elements(slices.Clone(begin), groups, unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE|unix.NLM_F_ECHO, absent)
-	crash.Point("nft commit")
-	made, err := c.commit(out)
-	if err == nil {
-		return made + len(chains), nil
-	}
-	if !errors.Is(err, unix.EEXIST) {
-		if less := c.withoutBridge(groups, err); len(less) < len(groups) {
-			return c.ensureGroups(begin, less, len(chains))
+	made, err := c.addMembers(chains, groups)
+	if errors.Is(err, unix.EEXIST) {
+		if err = c.lookUp(groups); err == nil {
+			made, err = c.addMembers(chains, groups)
 		}
-		return made, elementsError(groups, err)
+	} else if less := c.withoutBridge(groups, err); len(less) < len(groups) {
+		made, err = c.addMembers(chains, less)
 	}
-	if err := c.lookUp(groups); err != nil {
-		return 0, err
-	}
-	return c.ensureGroups(begin, groups, len(chains))
+	return made, elementsError(groups, err)
 }
 
-// ensureGroups is the transaction after begin for groups whose states are known.
-func (c *nfnl) ensureGroups(begin []byte, groups []*elementGroup, more int) (int, error) {
-	out := c.elements(begin, groups, unix.NFT_MSG_DELSETELEM, 0, other)
-	out = c.elements(out, groups, unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE|unix.NLM_F_ECHO, absent, other)
+// addMembers adds what is absent, and replaces what is known to be other.
+func (c *nfnl) addMembers(chains []plan.TableChain, groups []*elementGroup) (int, error) {
 	crash.Point("nft commit")
-	made, err := c.commit(out)
-	return made + more, elementsError(groups, err)
+	replaced := count(groups, other)
+	made, err := c.verified.transact(c, func(out []byte) []byte {
+		out, _ = c.chains(out, chains) // which compile
+		out = c.elements(out, groups, unix.NFT_MSG_DELSETELEM, 0, other)
+		return c.elements(out, groups, unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE|unix.NLM_F_ECHO, absent, other)
+	}, func(made int) bool { return made+replaced+len(chains) > 0 })
+	return made + len(chains), err
 }
 
 // deleteElements looks first, since the kernel deletes by key whatever the
@@ -138,9 +134,11 @@ func (c *nfnl) deleteElements(objs []plan.Element) error {
 		if err = c.lookUp(groups); err != nil || count(groups, same) == 0 {
 			return err
 		}
-		out := c.elements(c.begin(), groups, unix.NFT_MSG_DELSETELEM, 0, same)
 		crash.Point("nft commit")
-		if _, err = c.commit(out); !errors.Is(err, unix.ENOENT) {
+		_, err = c.verified.transact(c, func(out []byte) []byte {
+			return c.elements(out, groups, unix.NFT_MSG_DELSETELEM, 0, same)
+		}, func(int) bool { return true })
+		if !errors.Is(err, unix.ENOENT) {
 			break
 		}
 	}

@@ -462,3 +462,6 @@ func publish(p spec.Port, to string) []plan.Object {
 		return ok && e.Family == "bridge"
 	})
 }
+
+func ensureNft(objs []plan.Object) (int, error) { return (*verified)(nil).ensureNft(objs) }
+func deleteNft(objs []plan.Object) error        { return (*verified)(nil).deleteNft(objs) }

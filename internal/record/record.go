@@ -200,6 +200,30 @@ func (s *Store) Same(p plan.Plan) bool {
 	return err == nil && string(have) == want
 }
 
+// Meta is what owner's record says of itself, or nil; it is near the file's
+// beginning, and the plan behind it is not read.
+func (s *Store) Meta(owner string) json.RawMessage {
+	f, err := os.Open(s.path(owner))
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	dec := json.NewDecoder(f)
+	for {
+		key, err := dec.Token()
+		if err != nil || key == "objects" {
+			return nil
+		}
+		if key == "meta" {
+			var meta json.RawMessage
+			if dec.Decode(&meta) != nil {
+				return nil
+			}
+			return meta
+		}
+	}
+}
+
 // Save replaces owner's plan atomically.
 func (s *Store) Save(p plan.Plan) error {
 	data, err := p.MarshalJSON() // json.Marshal would go over it once more

@@ -273,8 +273,8 @@ func tree(dir string) []string {
 		switch {
 		case info.IsDir() && (strings.Count(path[len(dir):], "/") <= 2 || stateDir.MatchString(path)):
 			return nil // the state directories themselves: made at need, and kept
-		case filepath.Base(path) == "last":
-			return nil // where next-fit allocation goes on: it has to move
+		case filepath.Base(path) == "last", path == filepath.Join(dir, "run/verified"), path == filepath.Join(dir, "verified"):
+			return nil // where next-fit allocation goes on, and the rule set's generation: they have to move
 		case filepath.Base(path) == "ula-prefix":
 			return nil // drawn once at random, and kept
 		case info.Mode()&fs.ModeSymlink != 0:
