@@ -159,6 +159,9 @@ func (b *build) gather(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if i == 0 && len(s.Ports) > 0 && n.GatewayMode == spec.GatewayIsolated {
+			return &spec.InputError{What: "published port", Value: s.Ports[0].String(), Why: "network " + n.Name + " is isolated, even from the host"}
+		}
 		b.facts.Networks[i] = n
 	}
 	ports, err := b.ports(s.Ports)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -217,6 +218,7 @@ type networkView struct {
 	Internal     bool                  `json:"internal"`
 	NoICC        bool                  `json:"noICC"`
 	NoMasquerade bool                  `json:"noMasquerade"`
+	GatewayMode  spec.GatewayMode      `json:"gatewayMode"`
 	Labels       map[string]string     `json:"labels"`
 	Created      time.Time             `json:"created"`
 	Sandboxes    []networkMember       `json:"sandboxes"`
@@ -232,7 +234,8 @@ type networkMember struct {
 func viewNetwork(n spec.Network, sandboxes []sandbox.View) networkView {
 	v := networkView{
 		Name: n.Name, Bridge: n.Bridge, Subnets: n.Subnets, Gateways: n.Gateways, IPv6: n.HasIPv6(), Aux: n.Aux, MTU: n.MTU,
-		Internal: n.Internal, NoICC: n.NoICC, NoMasquerade: n.NoMasquerade, Labels: n.Labels, Created: n.Created,
+		Internal: n.Internal, NoICC: n.NoICC, NoMasquerade: n.NoMasquerade,
+		GatewayMode: cmp.Or(n.GatewayMode, spec.GatewayNAT), Labels: n.Labels, Created: n.Created,
 		Sandboxes: []networkMember{},
 	}
 	if n.Range.IsValid() {
@@ -264,6 +267,9 @@ func (v networkView) options() string {
 	}
 	if v.NoMasquerade {
 		out = append(out, "no-masquerade")
+	}
+	if v.GatewayMode != spec.GatewayNAT {
+		out = append(out, string(v.GatewayMode))
 	}
 	return strings.Join(out, ", ")
 }

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -47,11 +48,14 @@ func newLab(t *testing.T, bridgeNF bool) *lab {
 	l.self = fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), unix.Gettid())
 	l.ip("link", "set", "lo", "up")
 	l.sysctl("net/ipv4/ip_forward", "1")
+	l.sysctl("net/ipv6/conf/all/forwarding", "1")
 	l.member("lan", "lan0", "192.0.2.2", "192.0.2.1", "")
 	l.ip("addr", "add", "192.0.2.1/24", "dev", "lan0")
+	l.ip("addr", "add", six("192.0.2.1")+"/64", "dev", "lan0", "nodad")
 	for _, br := range [][2]string{{"sandnet0", "172.30.0.1"}, {"sn-apart", "172.30.1.1"}, {"sn-inner", "172.30.2.1"}} {
 		l.ip("link", "add", br[0], "type", "bridge")
 		l.ip("addr", "add", br[1]+"/24", "dev", br[0])
+		l.ip("addr", "add", six(br[1])+"/64", "dev", br[0], "nodad")
 		l.ip("link", "set", br[0], "up")
 		l.sysctl("net/ipv4/conf/"+br[0]+"/route_localnet", "1")
 	}
@@ -66,14 +70,25 @@ func newLab(t *testing.T, bridgeNF bool) *lab {
 	// br_netfilter, no rule sees what neighbours send each other.
 	if bridgeNF {
 		l.sysctl("net/bridge/bridge-nf-call-iptables", "1")
+		l.sysctl("net/bridge/bridge-nf-call-ip6tables", "1")
 	} else if _, err := os.Stat("/proc/sys/net/bridge"); err == nil {
 		l.sysctl("net/bridge/bridge-nf-call-iptables", "0")
+		l.sysctl("net/bridge/bridge-nf-call-ip6tables", "0")
 	}
 	for _, port := range []string{"sv-a", "sv-b", "sv-c", "sv-d"} {
 		if bridgeNF {
 			l.ip("link", "set", port, "type", "bridge_slave", "hairpin", "on")
 		} else if port > "sv-b" {
 			l.ip("link", "set", port, "type", "bridge_slave", "isolated", "on")
+		}
+	}
+	// IPv6 waits for the carrier, and for its link-local address.
+	for _, name := range []string{"lan", "a", "b", "c", "d", "e"} {
+		for range 300 {
+			if strings.Contains(output(t, "ip", "-n", l.tag+name, "-6", "addr", "show", "dev", "eth0", "scope", "link", "-tentative"), "fe80") {
+				break
+			}
+			time.Sleep(20 * time.Millisecond)
 		}
 	}
 	l.serve("host", ":9000")
@@ -90,8 +105,8 @@ func (l *lab) sysctl(name, value string) {
 	}
 }
 
-// member wires a namespace to the host. It has no loopback, so that it can
-// send packets for 127.0.0.1 to its gateway.
+// member wires a namespace to the host. It has no 127.0.0.1, so that it
+// can send packets for that to its gateway.
 func (l *lab) member(name, link, addr, gateway, bridge string) {
 	l.t.Helper()
 	ns := l.tag + name
@@ -100,9 +115,14 @@ func (l *lab) member(name, link, addr, gateway, bridge string) {
 		l.ip("link", "set", link, "master", bridge)
 	}
 	l.ip("link", "set", link, "up")
+	// IPv6 wants a loopback.
+	l.ip("-n", ns, "link", "set", "lo", "up")
+	l.ip("-n", ns, "addr", "del", "127.0.0.1/8", "dev", "lo")
 	l.ip("-n", ns, "addr", "add", addr+"/24", "dev", "eth0")
+	l.ip("-n", ns, "addr", "add", six(addr)+"/64", "dev", "eth0", "nodad")
 	l.ip("-n", ns, "link", "set", "eth0", "up")
 	l.ip("-n", ns, "route", "add", "default", "via", gateway)
+	l.ip("-n", ns, "route", "add", "default", "via", six(gateway))
 	l.ip("-n", ns, "route", "add", "127.0.0.0/8", "via", gateway, "src", addr)
 	err := inNetns(l.path(name), func() error {
 		return os.WriteFile("/proc/thread-self/root/proc/sys/net/ipv4/conf/eth0/route_localnet", []byte("1"), 0)
@@ -123,8 +143,16 @@ func (l *lab) path(name string) string {
 // serve answers on TCP and UDP until the test ends.
 func (l *lab) serve(name, addr string) {
 	l.t.Helper()
+	l.serveOn("4", name, addr)
+	if strings.HasPrefix(addr, ":") {
+		l.serveOn("6", name, addr)
+	}
+}
+
+func (l *lab) serveOn(version, name, addr string) {
+	l.t.Helper()
 	err := inNetns(l.path(name), func() error {
-		tcp, err := net.Listen("tcp4", addr)
+		tcp, err := net.Listen("tcp"+version, addr)
 		if err != nil {
 			return err
 		}
@@ -139,7 +167,7 @@ func (l *lab) serve(name, addr string) {
 				c.Close()
 			}
 		}()
-		udp, err := net.ListenPacket("udp4", addr)
+		udp, err := net.ListenPacket("udp"+version, addr)
 		if err != nil {
 			return err
 		}
@@ -161,6 +189,18 @@ func (l *lab) serve(name, addr string) {
 	}
 }
 
+// six is a text with the IPv6 addresses of the lab for its IPv4 addresses.
+func six(s string) string {
+	s = regexp.MustCompile(`192\.0\.2\.(\d+)`).ReplaceAllString(s, "2001:db8::$1")
+	return regexp.MustCompile(`172\.30\.(\d)\.(\d+)`).ReplaceAllString(s, "fd00:30:1$1::$2")
+}
+
+// sixPort is six of an address with a port.
+func sixPort(to string) string {
+	h, port, _ := net.SplitHostPort(to)
+	return net.JoinHostPort(six(h), port)
+}
+
 func host(a net.Addr) string {
 	h, _, _ := net.SplitHostPort(a.String())
 	return h
@@ -170,7 +210,7 @@ func host(a net.Addr) string {
 func (l *lab) ask(from, proto, to string) string {
 	var c net.Conn
 	err := inNetns(l.path(from), func() (err error) {
-		c, err = net.DialTimeout(proto+"4", to, 700*time.Millisecond)
+		c, err = net.DialTimeout(proto, to, 700*time.Millisecond)
 		return err
 	})
 	if err != nil {
@@ -194,7 +234,10 @@ type ruler interface {
 
 func labPlan(fw ruler) []plan.Object {
 	objs := fw.Host(testMark, "")
-	subnet := func(s string) []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix(s)} }
+	subnet := func(s string) []netip.Prefix {
+		p := netip.MustParsePrefix(s)
+		return []netip.Prefix{p, netip.PrefixFrom(netip.MustParseAddr(six(p.Addr().String())), 64)}
+	}
 	nets := []spec.Network{
 		{Bridge: "sandnet0", Subnets: subnet("172.30.0.0/24")},
 		{Bridge: "sn-apart", Subnets: subnet("172.30.1.0/24"), NoICC: true},
@@ -220,10 +263,17 @@ func labPlan(fw ruler) []plan.Object {
 		} {
 			if eps[p.to] == nil {
 				a := netip.MustParseAddr(p.to)
-				eps[p.to] = &spec.Endpoint{HostInterface: "sv-" + string(rune('a'+len(eps))), MAC: spec.MAC(a), Addresses: []netip.Prefix{netip.PrefixFrom(a, 24)}}
+				eps[p.to] = &spec.Endpoint{HostInterface: "sv-" + string(rune('a'+len(eps))), MAC: spec.MAC(a), Addresses: []netip.Prefix{netip.PrefixFrom(a, 24), netip.PrefixFrom(netip.MustParseAddr(six(p.to)), 64)}}
 				order = append(order, p.to)
 			}
-			eps[p.to].Ports = append(eps[p.to].Ports, spec.Port{HostIP: netip.MustParseAddr(p.ip), HostPort: p.port, Port: 80, Proto: proto})
+			port := spec.Port{HostIP: netip.MustParseAddr(p.ip), HostPort: p.port, Port: 80, Proto: proto}
+			eps[p.to].Ports = append(eps[p.to].Ports, port)
+			if port.HostIP = netip.MustParseAddr(six(p.ip)); p.ip == "0.0.0.0" {
+				port.HostIP = netip.IPv6Unspecified()
+			} else if p.ip == "127.0.0.1" {
+				port.HostIP = netip.IPv6Loopback() // for which there are no rules
+			}
+			eps[p.to].Ports = append(eps[p.to].Ports, port)
 		}
 	}
 	for _, to := range order {
@@ -283,7 +333,8 @@ func TestTraffic(t *testing.T) {
 func (l *lab) check() {
 	const none = ""
 	var wg sync.WaitGroup
-	for _, c := range []struct{ why, from, to, want string }{
+	type row struct{ why, from, to, want string }
+	for _, c := range []row{
 		{"published, real source", "lan", "192.0.2.1:8080", "a sees 192.0.2.2"},
 		{"published on the LAN address", "lan", "192.0.2.1:8082", "a sees 192.0.2.2"},
 		{"published, without ICC", "lan", "192.0.2.1:8090", "c sees 192.0.2.2"},
@@ -335,14 +386,22 @@ func (l *lab) check() {
 		{"published, internal", "host", "127.0.0.1:8095", "e sees 172.30.2.1"},
 		{"sandbox's own address", "host", "172.30.0.2:80", "a sees 172.30.0.1"},
 		{"internal sandbox's own address", "host", "172.30.2.2:80", "e sees 172.30.2.1"},
+		{"published on [::1] only", "lan", "[2001:db8::1]:8081", none},
+		{"published on [::1] only", "b", "[fd00:30:10::1]:8081", none},
 		{"the host's own service", "host", "127.0.0.1:9001", "host sees 127.0.0.1"},
 	} {
 		for _, proto := range []string{"tcp", "udp"} {
-			wg.Go(func() {
-				if got := l.ask(c.from, proto, c.to); got != c.want {
-					l.t.Errorf("%s: %s → %s/%s: %q, want %q", c.why, c.from, c.to, proto, got, c.want)
-				}
-			})
+			both := []row{c, {c.why, c.from, sixPort(c.to), six(c.want)}}
+			if strings.HasPrefix(c.to, "127.") {
+				both = both[:1]
+			}
+			for _, c := range both {
+				wg.Go(func() {
+					if got := l.ask(c.from, proto, c.to); got != c.want {
+						l.t.Errorf("%s: %s → %s/%s: %q, want %q", c.why, c.from, c.to, proto, got, c.want)
+					}
+				})
+			}
 		}
 	}
 	wg.Wait()

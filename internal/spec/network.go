@@ -221,7 +221,7 @@ func (n Network) Validate() error {
 			return err
 		}
 	}
-	for _, check := range []func() error{n.checkSubnets, n.checkRange, n.checkGateways, n.checkAux} {
+	for _, check := range []func() error{n.checkSubnets, n.checkRange, n.checkGateways, n.checkAux, n.checkGatewayMode} {
 		if err := check(); err != nil {
 			return err
 		}
@@ -311,6 +311,34 @@ func (n Network) checkAux() error {
 	return nil
 }
 
+// checkGatewayMode refuses options that a gateway mode leaves no meaning.
+func (n Network) checkGatewayMode() error {
+	why := ""
+	switch n.GatewayMode {
+	case "", GatewayNAT:
+	case GatewayRouted:
+		switch {
+		case n.Internal:
+			why = "an internal network has no way out, routed or not"
+		case n.NoMasquerade:
+			why = "it never masquerades; leave out --no-masquerade"
+		}
+	case GatewayIsolated:
+		switch {
+		case !n.Internal:
+			why = "it is an internal network"
+		case n.NoMasquerade:
+			why = "nothing leaves it; leave out --no-masquerade"
+		}
+	default:
+		why = "it should be nat, routed or isolated"
+	}
+	if why != "" {
+		return &InputError{What: "gateway mode", Value: string(n.GatewayMode), Why: why}
+	}
+	return nil
+}
+
 // NetworkOptions are the options of `network create` as they were given.
 type NetworkOptions struct {
 	Name              string
@@ -324,7 +352,8 @@ type NetworkOptions struct {
 	Internal, NoICC, NoMasquerade, IPv6 bool
 	// Labels are KEY=VALUE.
 	Labels []string
-	// GatewayMode is nat, or empty for it.
+	// GatewayMode is nat, or empty for it, routed or isolated; the last implies
+	// Internal, and the host has no address on it.
 	GatewayMode string
 }
 
@@ -335,14 +364,20 @@ type NetworkOptions struct {
 // ErrNotSupported where that is the reason.
 func (o NetworkOptions) Parse() (Network, error) {
 	n := Network{Name: o.Name, Bridge: o.Bridge, MTU: o.MTU, Internal: o.Internal, NoICC: o.NoICC, NoMasquerade: o.NoMasquerade, IPv6: o.IPv6}
+	if n.GatewayMode = GatewayMode(o.GatewayMode); n.GatewayMode == GatewayNAT {
+		n.GatewayMode = "" // as a network without the option
+	}
+	if n.GatewayMode == GatewayIsolated {
+		if len(o.Gateways) > 0 {
+			return Network{}, &InputError{What: "gateway", Value: o.Gateways[0], Why: "on an isolated network the host has no address"}
+		}
+		n.Internal = true
+	}
 	if why := reservedNetwork(o.Name); why != "" {
 		return Network{}, &InputError{What: "network name", Value: o.Name, Why: why}
 	}
 	if strings.HasPrefix(o.Bridge, "sandnet") {
 		return Network{}, &InputError{What: "interface name", Value: o.Bridge, Why: "names that begin with sandnet are for sandnet's own devices"}
-	}
-	if err := o.refuseUnsupported(); err != nil {
-		return Network{}, err
 	}
 	if err := o.parseAddresses(&n); err != nil {
 		return Network{}, err
@@ -368,16 +403,6 @@ func (o NetworkOptions) Parse() (Network, error) {
 		n.Gateways[i] = gw
 	}
 	return n, nil
-}
-
-func (o NetworkOptions) refuseUnsupported() error {
-	switch o.GatewayMode {
-	case "", "nat":
-		return nil
-	case "routed", "isolated":
-		return notSupported("gateway mode", o.GatewayMode, "it is")
-	}
-	return &InputError{What: "gateway mode", Value: o.GatewayMode, Why: "it should be nat"}
 }
 
 // parseGateways gives each gateway to the subnet of its family.
