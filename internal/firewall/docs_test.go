@@ -46,7 +46,9 @@ func sentences(fw string) [][2]string {
 		{"filter SANDNET-INPUT", "Comes first in INPUT: closes the host to internal networks, and to sandboxes whose egress policy says so."},
 		{"nat SANDNET-INSIDE", "Marks packets that come from a sandbox."},
 		{"nat SANDNET-PORTS", "Leads to the published ports of each sandbox."},
-		{"nat SANDNET-POSTROUTING", "Leads to the masquerading of each network."},
+		{"nat SANDNET-POSTROUTING", "What goes to a bridge, then what leaves."},
+		{"nat SANDNET-INTO", "Leads to the chain of the bridge that a packet goes to: who comes through the host has its answers come so, too."},
+		{"nat SANDNET-MASQUERADE", "Leads to the masquerading of each network."},
 		{"nat SANDNET-PREROUTING", "Never translates 127.0.0.0/8, and all else to published ports."},
 		{"raw SANDNET-RAW", "Nobody but the host itself reaches 127.0.0.0/8, which route_localnet would open to sandboxes."},
 	}, guard...)

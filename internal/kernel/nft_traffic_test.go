@@ -29,6 +29,8 @@ import (
 //	a, b  172.30.0.2, .3            on sandnet0, an ordinary network
 //	c, d  172.30.1.2, .3            on sn-apart, without ICC
 //	e     172.30.2.2                on sn-inner, internal
+//	f     172.30.3.2                on sn-routed, in gateway mode routed
+//	g     172.30.0.4                on sandnet0, with an egress policy
 //
 // Everybody serves port 80, the host 9000 and, on its loopback, 9001. Servers
 // answer with their name and the address that they see.
@@ -41,7 +43,7 @@ type lab struct {
 func newLab(t *testing.T, bridgeNF bool) *lab {
 	ownNetns(t)
 	l := &lab{t: t, tag: fmt.Sprintf("sntest-%d-", os.Getpid())}
-	for _, name := range []string{"lan", "a", "b", "c", "d", "e"} {
+	for _, name := range []string{"lan", "a", "b", "c", "d", "e", "f", "g"} {
 		l.ip("netns", "add", l.tag+name)
 		t.Cleanup(func() { output(t, "ip", "netns", "del", l.tag+name) })
 	}
@@ -52,7 +54,7 @@ func newLab(t *testing.T, bridgeNF bool) *lab {
 	l.member("lan", "lan0", "192.0.2.2", "192.0.2.1", "")
 	l.ip("addr", "add", "192.0.2.1/24", "dev", "lan0")
 	l.ip("addr", "add", six("192.0.2.1")+"/64", "dev", "lan0", "nodad")
-	for _, br := range [][2]string{{"sandnet0", "172.30.0.1"}, {"sn-apart", "172.30.1.1"}, {"sn-inner", "172.30.2.1"}} {
+	for _, br := range [][2]string{{"sandnet0", "172.30.0.1"}, {"sn-apart", "172.30.1.1"}, {"sn-inner", "172.30.2.1"}, {"sn-routed", "172.30.3.1"}} {
 		l.ip("link", "add", br[0], "type", "bridge")
 		l.ip("addr", "add", br[1]+"/24", "dev", br[0])
 		l.ip("addr", "add", six(br[1])+"/64", "dev", br[0], "nodad")
@@ -64,6 +66,10 @@ func newLab(t *testing.T, bridgeNF bool) *lab {
 	l.member("c", "sv-c", "172.30.1.2", "172.30.1.1", "sn-apart")
 	l.member("d", "sv-d", "172.30.1.3", "172.30.1.1", "sn-apart")
 	l.member("e", "sv-e", "172.30.2.2", "172.30.2.1", "sn-inner")
+	l.member("f", "sv-f", "172.30.3.2", "172.30.3.1", "sn-routed")
+	l.member("g", "sv-g", "172.30.0.4", "172.30.0.1", "sandnet0")
+	l.serve("f", ":81")
+	l.serve("lan", ":81")
 	// br_netfilter has the IP rules see bridged packets, too. A packet whose
 	// translated address is on its own bridge then stays on the bridge, which
 	// gives it back to where it came from in hairpin mode only. Without
@@ -83,7 +89,7 @@ func newLab(t *testing.T, bridgeNF bool) *lab {
 		}
 	}
 	// IPv6 waits for the carrier, and for its link-local address.
-	for _, name := range []string{"lan", "a", "b", "c", "d", "e"} {
+	for _, name := range []string{"lan", "a", "b", "c", "d", "e", "f", "g"} {
 		for range 300 {
 			if strings.Contains(output(t, "ip", "-n", l.tag+name, "-6", "addr", "show", "dev", "eth0", "scope", "link", "-tentative"), "fe80") {
 				break
@@ -242,6 +248,7 @@ func labPlan(fw ruler) []plan.Object {
 		{Bridge: "sandnet0", Subnets: subnet("172.30.0.0/24")},
 		{Bridge: "sn-apart", Subnets: subnet("172.30.1.0/24"), NoICC: true},
 		{Bridge: "sn-inner", Subnets: subnet("172.30.2.0/24"), Internal: true},
+		{Bridge: "sn-routed", Subnets: subnet("172.30.3.0/24"), GatewayMode: spec.GatewayRouted},
 	}
 	for _, n := range nets {
 		objs = append(objs, fw.Network(testMark, n)...)
@@ -260,6 +267,7 @@ func labPlan(fw ruler) []plan.Object {
 			{"0.0.0.0", 8090, "172.30.1.2"},
 			{"0.0.0.0", 8091, "172.30.1.3"},
 			{"0.0.0.0", 8095, "172.30.2.2"},
+			{"0.0.0.0", 8100, "172.30.3.2"},
 		} {
 			if eps[p.to] == nil {
 				a := netip.MustParseAddr(p.to)
@@ -280,7 +288,24 @@ func labPlan(fw ruler) []plan.Object {
 		i := slices.IndexFunc(nets, func(n spec.Network) bool { return n.Subnets[0].Contains(netip.MustParseAddr(to)) })
 		objs = append(objs, fw.Endpoint(testMark, spec.Sandbox{}, *eps[to], nets[i])...)
 	}
-	return objs
+	g := netip.MustParseAddr("172.30.0.4")
+	policy := spec.Sandbox{ID: "3f2a91c0d1e4b5a6"}
+	for _, proto := range []spec.Proto{spec.TCP, spec.UDP} {
+		for _, ip := range []string{"192.0.2.2", six("192.0.2.2")} {
+			a := netip.MustParseAddr(ip)
+			to := netip.PrefixFrom(a, a.BitLen())
+			policy.Egress = append(policy.Egress, spec.EgressRule{To: to, Port: 81, Proto: proto}, spec.EgressRule{Allow: true, To: to, Proto: proto})
+		}
+	}
+	for _, ip := range []string{"192.0.2.1", six("192.0.2.1")} {
+		a := netip.MustParseAddr(ip)
+		to := netip.PrefixFrom(a, a.BitLen())
+		for _, proto := range []spec.Proto{spec.TCP, spec.UDP} {
+			policy.Egress = append(policy.Egress, spec.EgressRule{Allow: true, To: to, Port: 8090, Proto: proto})
+		}
+	}
+	return append(objs, fw.Endpoint(testMark, policy, spec.Endpoint{HostInterface: "sv-g", MAC: spec.MAC(g),
+		Addresses: []netip.Prefix{netip.PrefixFrom(g, 24), netip.PrefixFrom(netip.MustParseAddr(six(g.String())), 64)}}, nets[0])...)
 }
 
 // rulesOnly leaves what is about packets of the lab: it has no link groups.
@@ -386,6 +411,25 @@ func (l *lab) check() {
 		{"published, internal", "host", "127.0.0.1:8095", "e sees 172.30.2.1"},
 		{"sandbox's own address", "host", "172.30.0.2:80", "a sees 172.30.0.1"},
 		{"internal sandbox's own address", "host", "172.30.2.2:80", "e sees 172.30.2.1"},
+		{"open at its own address", "lan", "172.30.3.2:80", "f sees 192.0.2.2"},
+		{"not published", "lan", "172.30.3.2:81", none},
+		{"published at the host, routed", "lan", "192.0.2.1:8100", none},
+		{"outside, routed", "f", "192.0.2.2:80", "lan sees 172.30.3.2"},
+		{"open at its own address", "a", "172.30.3.2:80", "f sees 172.30.0.2"},
+		{"open at its own address, internal", "e", "172.30.3.2:80", none},
+		{"not published", "a", "172.30.3.2:81", none},
+		{"other network, from a routed one", "f", "172.30.0.2:80", none},
+		{"the host to a routed one", "host", "172.30.3.2:81", "f sees 172.30.3.1"},
+
+		{"allowed", "g", "192.0.2.2:80", "lan sees 192.0.2.1"},
+		{"denied before it is allowed", "g", "192.0.2.2:81", none},
+		{"the control of that", "a", "192.0.2.2:81", "lan sees 192.0.2.1"},
+		{"neighbour, whatever the policy", "g", "172.30.0.2:80", "a sees 172.30.0.4"},
+		{"allowed as it was asked for", "g", "192.0.2.1:8090", "c sees 172.30.1.1"},
+		{"not allowed as it was asked for", "g", "172.30.1.1:8090", none},
+		{"the host's service, not allowed", "g", "172.30.0.1:9000", none},
+		{"open at its own address, not allowed", "g", "172.30.3.2:80", none},
+
 		{"published on [::1] only", "lan", "[2001:db8::1]:8081", none},
 		{"published on [::1] only", "b", "[fd00:30:10::1]:8081", none},
 		{"the host's own service", "host", "127.0.0.1:9001", "host sees 127.0.0.1"},

@@ -22,6 +22,8 @@ const (
 	chainInside      = plan.ChainPrefix + "INSIDE" // who comes from a sandbox
 	chainPorts       = plan.ChainPrefix + "PORTS"  // published ports
 	chainPostrouting = plan.ChainPrefix + "POSTROUTING"
+	chainInto        = plan.ChainPrefix + "INTO"       // by bridge a packet goes to
+	chainMasquerade  = plan.ChainPrefix + "MASQUERADE" // what leaves
 	chainForward     = plan.ChainPrefix + "FORWARD"
 	chainFrom        = plan.ChainPrefix + "FROM"   // by bridge a packet comes from
 	chainTo          = plan.ChainPrefix + "TO"     // by bridge it goes to
@@ -96,8 +98,9 @@ func (f Firewall) host(mark uint32, family string) plan.Chains {
 			},
 			Rules: []plan.PlacedRule{jump("FORWARD", chainForward), jump("INPUT", chainInput)}},
 		{Table: "nat",
-			Chains: []plan.RuleChain{chain(chainInside), chain(chainPorts), chain(chainPostrouting), chain(chainPrerouting, prerouting...)},
-			Rules:  []plan.PlacedRule{jump("PREROUTING", chainPrerouting), jump("OUTPUT", chainPorts), jump("POSTROUTING", chainPostrouting)}},
+			Chains: []plan.RuleChain{chain(chainInside), chain(chainPorts), chain(chainInto), chain(chainMasquerade),
+				chain(chainPrerouting, prerouting...), chain(chainPostrouting, "-j "+chainInto, "-j "+chainMasquerade)},
+			Rules: []plan.PlacedRule{jump("PREROUTING", chainPrerouting), jump("OUTPUT", chainPorts), jump("POSTROUTING", chainPostrouting)}},
 	}}
 	if family == "ip" {
 		c.Tables = append(c.Tables, plan.ChainsOf{Table: "raw",

@@ -34,11 +34,16 @@ func (f Firewall) network(mark uint32, n spec.Network, subnet netip.Prefix) plan
 		filter.Rules = append(filter.Rules, plan.PlacedRule{Chain: chainInput, Rule: "-i " + br + " " + first + " -j DROP"})
 	}
 	nat := plan.ChainsOf{Table: "nat",
-		Chains: []plan.RuleChain{{Name: post, Rules: postRules(n, subnet)}},
+		Chains: []plan.RuleChain{{Name: post, Rules: postRules(v4)}},
 		Rules: []plan.PlacedRule{
 			{Chain: chainInside, Rule: fmt.Sprintf("-i %s -j MARK --set-xmark 0x%[2]x/0x%[2]x", br, firewall.InsideMark)},
-			{Chain: chainPostrouting, Rule: "-j " + post},
+			{Chain: chainInto, Rule: "-o " + br + " -j " + post},
 		}}
+	if !firewall.Closed(n) && !firewall.Routed(n) && !n.NoMasquerade {
+		masq := plan.ChainPrefix + "MASQ-" + br
+		nat.Chains = append(nat.Chains, plan.RuleChain{Name: masq, Rules: []string{"-s " + subnet.String() + " " + inside() + " -j MASQUERADE"}})
+		nat.Rules = append(nat.Rules, plan.PlacedRule{Chain: chainMasquerade, Rule: "-j " + masq})
+	}
 	c := plan.Chains{Family: "ip6", Legacy: f.Legacy, Name: br, Mark: mark, Tables: []plan.ChainsOf{filter, nat}}
 	if v4 {
 		c.Family = "ip"
@@ -78,17 +83,15 @@ func toRules(n spec.Network) []string {
 	return append(rules, "-j DROP")
 }
 
-// postRules masquerade. Who reaches a neighbour or itself through the host
-// must see the answers come from the host, too.
-func postRules(n spec.Network, subnet netip.Prefix) []string {
-	inside := fmt.Sprintf("-m mark --mark 0x%[1]x/0x%[1]x", firewall.InsideMark)
-	var rules []string
-	if subnet.Addr().Is4() {
-		rules = append(rules, "-s "+loopback+" -o "+n.Bridge+" -j MASQUERADE")
-	}
-	rules = append(rules, "-o "+n.Bridge+" "+inside+" "+translated+" -j MASQUERADE", "-o "+n.Bridge+" -j RETURN")
-	if !firewall.Closed(n) && !firewall.Routed(n) && !n.NoMasquerade {
-		rules = append(rules, "-s "+subnet.String()+" "+inside+" -j MASQUERADE")
+// postRules are for what goes to the bridge. Who reaches a neighbour or itself
+// through the host must see the answers come from the host, too; all else
+// keeps its address, and so is no longer marked for masquerading.
+func postRules(v4 bool) []string {
+	rules := []string{inside() + " " + translated + " -j MASQUERADE", fmt.Sprintf("-j MARK --set-xmark 0x0/0x%x", firewall.InsideMark)}
+	if v4 {
+		rules = append([]string{"-s " + loopback + " -j MASQUERADE"}, rules...)
 	}
 	return rules
 }
+
+func inside() string { return fmt.Sprintf("-m mark --mark 0x%[1]x/0x%[1]x", firewall.InsideMark) }
