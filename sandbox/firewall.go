@@ -183,7 +183,7 @@ func (m *Manager) moveFirewall(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	both := plan.Plan{Owner: old.Owner, Meta: old.Meta, Objects: plan.Union(old.Objects, want.Objects)}
+	both := plan.Plan{Owner: old.Owner, Meta: changing(old.Meta), Objects: plan.Union(old.Objects, want.Objects)}
 	if err := m.store.Save(both); err != nil {
 		return err
 	}
@@ -212,6 +212,22 @@ func (m *Manager) moveFirewall(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// changing is what the host's record says of itself while everything moves: no
+// firewall's plan says that, so that the next command moves everything, too.
+func changing(meta json.RawMessage) json.RawMessage {
+	var in struct {
+		Firewall string `json:"firewall"`
+		Changing bool   `json:"changing"`
+	}
+	_ = json.Unmarshal(meta, &in) // without one, it is of none
+	in.Changing = true
+	out, err := json.Marshal(in)
+	if err != nil {
+		return nil
+	}
+	return out
 }
 
 // holder has the locks of several owners.

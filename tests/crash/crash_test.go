@@ -40,7 +40,9 @@ var (
 	// lingering is a command that leaves a process behind: it belongs to the
 	// sandbox, and ends with it.
 	lingering = []string{"--", "sh", "-c", "sleep 1000 </dev/null >/dev/null 2>&1 &"}
-	joined    = []string{"create", "--name", "x", "--net", "container:y"}
+	// byIptables moves the host to the other firewall, which it keeps.
+	byIptables = []string{"--firewall", "iptables", "network", "create", "ipt"}
+	joined     = []string{"create", "--name", "x", "--net", "container:y"}
 )
 
 var operations = []operation{
@@ -65,7 +67,46 @@ var operations = []operation{
 	{name: "network create ipv6", target: network, run: newNet6},
 	{name: "network rm ipv6", target: network, setup: newNet6, run: []string{"network", "rm", "n"}},
 	{name: "network create", target: network, run: newNet},
+	{name: "create published, iptables", target: sandbox, stage: [][]string{byIptables}, run: []string{"create", "--name", "x", "-p", "8080:80", "-p", "8081:81/udp"}},
+	{name: "rm published, iptables", target: sandbox, stage: [][]string{byIptables},
+		setup: []string{"create", "--name", "x", "-p", "8080:80", "-p", "8081:81/udp"}, run: []string{"rm", "x"}},
+	{name: "network create, iptables", target: network, stage: [][]string{byIptables}, run: newNet},
+	{name: "network rm, iptables", target: network, stage: [][]string{byIptables}, setup: newNet, run: []string{"network", "rm", "n"}},
 	{name: "network rm", target: network, setup: newNet, run: []string{"network", "rm", "n"}},
+}
+
+// TestFirewallChange kills a change of the firewall at every point. The next
+// command that makes something ends it, one way or the other, and a change
+// back leaves what was there before.
+func TestFirewallChange(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.OK("network", "create", "n", "--subnet", "10.61.0.0/24", "--bridge", "br-n")
+	h.OK("create", "--name", "web", "--net", "n", "-p", "8080:80", "-p", "8080:80/udp")
+	touch := func(kind string) {
+		h.OK("--firewall", kind, "create", "--name", "touch")
+		h.OK("rm", "touch")
+	}
+	touch("iptables")
+	touch("nftables")
+	empty := h.Settled()
+	n := 1
+	for ; n < limit; n++ {
+		point := crashAt(t, h, n, "--firewall", "iptables", "create", "--name", "x")
+		if point == "" {
+			break
+		}
+		h.OK("create", "--name", "other")
+		h.OK("rm", "-f", "other", "x")
+		touch("nftables")
+		if i, d := h.Becomes(empty); i < 0 {
+			t.Fatalf("the change killed at %d (before %s), then back: the host differs:\n%s", n, point, d)
+		}
+	}
+	if n < 20 || n == limit {
+		t.Fatalf("%d kill points", n-1)
+	}
+	t.Logf("killed at each of %d points", n-1)
 }
 
 // limit is more kill points than any operation has.
