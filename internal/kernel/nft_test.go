@@ -145,16 +145,13 @@ func membersOf(table string) []plan.Object {
 	for _, ip := range []string{"0.0.0.0", "::", "192.0.2.1", "2001:db8::1"} {
 		ep.Ports = append(ep.Ports, spec.Port{HostIP: netip.MustParseAddr(ip), HostPort: 8080, Port: 80, Proto: spec.TCP})
 	}
-	s := spec.Sandbox{ID: "3f2a91c0d1e4b5a6"}
-	for _, r := range []spec.EgressRule{
+	s := spec.Sandbox{ID: "3f2a91c0d1e4b5a6", Egress: []spec.EgressRule{
 		{Allow: true, To: netip.MustParsePrefix("192.0.2.0/24"), Port: 53, Proto: spec.UDP},
 		{To: netip.MustParsePrefix("10.128.0.0/9")},
 		{To: netip.MustParsePrefix("0.0.0.0/0"), Proto: spec.TCP},
 		{Allow: true, To: netip.MustParsePrefix("2001:db8::/33"), Port: 443, Proto: spec.TCP},
 		{To: netip.MustParsePrefix("2001:db8::7/128")},
-	} {
-		s.Egress = append(s.Egress, r)
-	}
+	}}
 	var out []plan.Object
 	seen := map[string]bool{}
 	for _, o := range append(fw.Network(testMark, spec.Network{Bridge: "sandnet0"}), fw.Endpoint(testMark, s, ep, spec.Network{})...) {

@@ -1,7 +1,6 @@
 package spec
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -13,13 +12,6 @@ import (
 // DefaultBridge is the default network's device. Names that begin like it are
 // for devices of sandnet's own.
 const DefaultBridge = "sandnet0"
-
-// ErrNotSupported is in errors about what sandnet knows but cannot do yet.
-var ErrNotSupported = errors.New("not supported yet")
-
-func notSupported(what, value, of string) error {
-	return &InputError{What: what, Value: value, Why: of + " not supported yet", Err: ErrNotSupported}
-}
 
 // reservedNetwork says why nobody can make a network of that name.
 func reservedNetwork(name string) string {
@@ -360,8 +352,7 @@ type NetworkOptions struct {
 // Parse returns the network that the options ask for. Without a subnet it has
 // none, and without a bridge name no device: both depend on the host. The IPv4
 // subnet comes first, however they were given. A subnet's gateway is its first
-// address that is not an auxiliary one. The error is an *InputError; it wraps
-// ErrNotSupported where that is the reason.
+// address that is not an auxiliary one. The error is an *InputError.
 func (o NetworkOptions) Parse() (Network, error) {
 	n := Network{Name: o.Name, Bridge: o.Bridge, MTU: o.MTU, Internal: o.Internal, NoICC: o.NoICC, NoMasquerade: o.NoMasquerade, IPv6: o.IPv6}
 	if n.GatewayMode = GatewayMode(o.GatewayMode); n.GatewayMode == GatewayNAT {

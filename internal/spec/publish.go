@@ -186,8 +186,8 @@ func portFault(p Port) string {
 	switch {
 	case p.HostIP.Zone() != "" || p.HostIP.IsMulticast() || p.HostIP.Is6() && p.HostIP.IsLinkLocalUnicast():
 		return "it is not an address that a port can be published on"
-	case p.HostIP == netip.IPv6Loopback():
-		return "publishing on ::1 is not supported yet"
+	case p.HostIP == netip.IPv6Loopback() && p.Proto == SCTP:
+		return "nothing can lead SCTP from ::1 into a sandbox"
 	case p.Port == 0:
 		return "the sandbox's port is missing"
 	case p.HostPortEnd != 0 && (p.HostPort == 0 || p.HostPortEnd <= p.HostPort):

@@ -183,15 +183,9 @@ func checkFixed(what string, a netip.Addr, is4 bool) error {
 
 func (s Sandbox) checkPorts() error {
 	for _, p := range s.Ports {
-		why := portFault(p)
-		if why == "" {
-			continue
+		if why := portFault(p); why != "" {
+			return &InputError{What: "published port", Value: p.String(), Why: why}
 		}
-		e := &InputError{What: "published port", Value: p.String(), Why: why}
-		if p.HostIP == netip.IPv6Loopback() {
-			e.Err = ErrNotSupported
-		}
-		return e
 	}
 	return ConflictingPorts(s.Ports)
 }

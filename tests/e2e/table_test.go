@@ -30,7 +30,6 @@ type table struct {
 	web, near, app, inner, outer   *lab.NS // on bridge, bridge, app, inner, inner
 	quiet, still, routed, isolated *lab.NS // on quiet, quiet, routed, isolated
 	lonely                         *lab.NS // on isolated
-	strict                         *lab.NS // on bridge, may reach port 80 of the LAN alone
 }
 
 func newTable(t *testing.T, kind, policy string) *table {
