@@ -13,9 +13,9 @@ import (
 	"github.com/sandnet/sandnet/internal/spec"
 )
 
-// TestFlows: publishing and unpublishing a UDP port forgets the flows of just
-// that port, in both families.
-func TestFlows(t *testing.T) {
+// flowHost is a namespace with the addresses of a host and of a sandbox.
+func flowHost(t *testing.T) {
+	t.Helper()
 	ownNetns(t)
 	output(t, "ip", "link", "set", "lo", "up")
 	output(t, "ip", "link", "add", "sandnet0", "type", "bridge")
@@ -27,6 +27,22 @@ func TestFlows(t *testing.T) {
 		}
 		output(t, "ip", extra...)
 	}
+}
+
+// flowsTo counts conntrack entries to a port.
+func flowsTo(t *testing.T, port int) int {
+	t.Helper()
+	b, err := os.ReadFile("/proc/thread-self/net/nf_conntrack")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Count(string(b), fmt.Sprintf(" dport=%d ", port))
+}
+
+// TestFlows: publishing and unpublishing a UDP port forgets the flows of just
+// that port, in both families.
+func TestFlows(t *testing.T) {
+	flowHost(t)
 	k := New(testMark, "")
 	defer k.Close()
 	ctx := context.Background()
@@ -51,13 +67,7 @@ func TestFlows(t *testing.T) {
 		defer c.Close()
 		fmt.Fprint(c, "?")
 	}
-	flows := func(port int) (n int) {
-		b, err := os.ReadFile("/proc/thread-self/net/nf_conntrack")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return strings.Count(string(b), fmt.Sprintf(" dport=%d ", port))
-	}
+	flows := func(port int) int { t.Helper(); return flowsTo(t, port) }
 	for _, c := range []struct{ host, to string }{{"192.0.2.1", "172.30.0.2"}, {"2001:db8::1", "fd00:30::2"}} {
 		all := netip.IPv4Unspecified()
 		if strings.Contains(c.host, ":") {
