@@ -127,6 +127,13 @@ func TestGolden(t *testing.T) {
 			golden(t, c.name, p)
 		})
 	}
+}
+
+// TestGoldenNetworks does the same for what belongs to no sandbox.
+func TestGoldenNetworks(t *testing.T) {
+	app, internal := network("app", "sn-a172cedcae47", "10.61.0.0/24"), network("db", "sn-3a9b1c2d4e5f", "10.62.0.0/24")
+	internal.Internal = true
+	dual, only6 := network("dual", "sn-d0a1d0a1d0a1", "10.63.0.0/24", "fd00:63::/64"), network("six", "sn-666666666666", "fd00:66::/64")
 	golden(t, "network", bridgeMode.Network(app, 83))
 	golden(t, "network-internal", bridgeMode.Network(internal, 83))
 	golden(t, "network-dual-stack", bridgeMode.Network(dual, 83))

@@ -186,7 +186,7 @@ func (m *Manager) Connect(ctx context.Context, ref string, a spec.Attachment) er
 		ep.Interface, ep.HostInterface = "eth"+strconv.Itoa(i), hostInterface(b.s.ID, i)
 		ports, parked := b.takePorts()
 		if parked { // nobody has kept them free meanwhile
-			if ports, err = b.ports(ports); err != nil {
+			if ports, _, err = b.ports(ports); err != nil {
 				return err
 			}
 		}
@@ -274,38 +274,40 @@ func (m *Manager) AddPorts(ctx context.Context, ref string, want []spec.Port) (p
 		have, _ := b.takePorts()
 		var fresh []spec.Port
 		for _, p := range want {
-			i := publication(b.s.Ports, have, p)
-			switch {
-			case i >= 0:
-				published = append(published, have[i])
-			case !slices.Contains(fresh, p):
+			there := false
+			for i := range have {
+				if isPort(p, b.s.Ports[i], have[i]) {
+					published, there = append(published, have[i]), true
+				}
+			}
+			if !there && !slices.Contains(fresh, p) {
 				fresh = append(fresh, p)
 			}
 		}
-		b.s.Ports = slices.Concat(b.s.Ports, fresh)
-		if err := b.s.Validate(); err != nil {
+		all := b.s
+		all.Ports = slices.Concat(b.s.Ports, fresh)
+		if err := all.Validate(); err != nil {
 			return err
 		}
-		got, err := b.ports(fresh)
+		got, asked, err := b.ports(fresh)
 		if err != nil {
 			return err
 		}
 		published = append(published, got...)
-		b.meta.Spec.Ports = b.s.Ports
+		b.meta.Spec.Ports = slices.Concat(b.s.Ports, asked)
 		b.putPorts(slices.Concat(have, got))
 		return nil
 	})
 	return published, err
 }
 
-// publication is the index of the port that was asked for as p, or is p.
-func publication(asked, have []spec.Port, p spec.Port) int {
-	for i := range have {
-		if asked[i] == p || have[i] == p {
-			return i
-		}
+// isPort reports whether p names the published port have, which was asked for
+// as asked: without a host address in whatever family.
+func isPort(p, asked, have spec.Port) bool {
+	if !p.HostIP.IsValid() && have.HostIP.IsUnspecified() {
+		p.HostIP = have.HostIP
 	}
-	return -1
+	return p == asked || p == have
 }
 
 // RemovePorts takes ports back, named as they were asked for or, without the
@@ -316,8 +318,8 @@ func (m *Manager) RemovePorts(ctx context.Context, ref string, gone []spec.Port)
 		var asked, left []spec.Port
 		for i, p := range have {
 			meant := func(g spec.Port) bool {
-				any := g.HostPort == 0 && (g.HostIP == p.HostIP || g.HostIP.IsUnspecified())
-				return g == p || g == b.s.Ports[i] || any && g.Port == p.Port && g.Proto == p.Proto
+				any := g.HostPort == 0 && (g.HostIP == p.HostIP || !g.HostIP.IsValid() || g.HostIP.IsUnspecified())
+				return isPort(g, b.s.Ports[i], p) || any && g.Port == p.Port && g.Proto == p.Proto
 			}
 			if !slices.ContainsFunc(gone, meant) {
 				asked, left = append(asked, b.s.Ports[i]), append(left, p)

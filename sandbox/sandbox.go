@@ -164,10 +164,11 @@ func (b *build) gather(ctx context.Context) error {
 		}
 		b.facts.Networks[i] = n
 	}
-	ports, err := b.ports(s.Ports)
+	ports, asked, err := b.ports(s.Ports)
 	if err != nil {
 		return err
 	}
+	b.meta.Spec.Ports = asked
 	for i, a := range s.Attach {
 		ep, err := b.endpoint(ctx, i, a)
 		if err != nil {
@@ -254,34 +255,37 @@ func hostInterface(id string, i int) string { return "sv" + id[:11] + strconv.Fo
 // ports finds the host ports and keeps each bound until the kernel has its
 // reservation, so that nobody slips in between. A port without a host address
 // is published, under one number, in each family that the gateway network has.
-func (b *build) ports(want []spec.Port) ([]spec.Port, error) {
-	out := make([]spec.Port, 0, len(want))
+// asked says for each of them what it was asked for as, in its family.
+func (b *build) ports(want []spec.Port) (out, asked []spec.Port, err error) {
+	out = make([]spec.Port, 0, len(want))
 	local := map[netip.Addr]bool{netip.IPv4Unspecified(): true, netip.IPv6Unspecified(): true}
 	for _, p := range want {
 		hosts, err := hostAddresses(p, b.facts.Networks[b.gateway()])
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if !local[hosts[0]] {
 			ok, err := b.m.host.HasAddr(p.HostIP)
 			if err != nil {
-				return nil, err
+				return nil, nil, err
 			}
 			if !ok {
-				return nil, &spec.InputError{What: "published port", Value: p.String(), Why: p.HostIP.String() + " is not an address of this host"}
+				return nil, nil, &spec.InputError{What: "published port", Value: p.String(), Why: p.HostIP.String() + " is not an address of this host"}
 			}
 			local[p.HostIP] = true
 		}
 		port, err := b.port(p, hosts)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		p.HostPort, p.HostPortEnd = port, 0
 		for _, p.HostIP = range hosts {
-			out = append(out, p)
+			asked = append(asked, p)
+			got := p
+			got.HostPort, got.HostPortEnd = port, 0
+			out = append(out, got)
 		}
 	}
-	return out, nil
+	return out, asked, nil
 }
 
 // port finds a host port for p that is free on all the addresses: the one it

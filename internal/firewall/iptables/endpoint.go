@@ -21,7 +21,7 @@ func (f Firewall) Endpoint(mark uint32, s spec.Sandbox, ep spec.Endpoint, n spec
 	}
 	for _, p := range ep.Ports {
 		if to, ok := firewall.Address(ep, p); ok && !firewall.Routed(n) {
-			first, last := firewall.Reserve(p, to)
+			first, last := firewall.Reserve(s, p, to)
 			reserve, forget = append(reserve, first...), append(forget, last...)
 		}
 	}

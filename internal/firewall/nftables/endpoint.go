@@ -24,7 +24,7 @@ func (Firewall) Endpoint(_ uint32, s spec.Sandbox, ep spec.Endpoint, n spec.Netw
 			objs = append(objs, element(f.open, fmt.Sprintf("%s . %s . %d", to, p.Proto, p.Port), ""))
 			continue
 		}
-		reserve, forget := firewall.Reserve(p, to)
+		reserve, forget := firewall.Reserve(s, p, to)
 		first, last = append(first, reserve...), append(last, forget...)
 		if firewall.OnLoopback6(p) {
 			continue
