@@ -4,11 +4,16 @@
 # no package lists are fetched, no root is asked for.
 set -euo pipefail
 
-# Each entry is COMMAND:PACKAGE; a command outside of PATH has its whole path. sandnet itself needs none of these: the lab
-# makes its test hosts with them and looks at what sandnet did.
+# Each entry is COMMAND:PACKAGE or /FILE:PACKAGE. sandnet itself needs none of
+# these: the lab makes its test hosts with them and looks at what sandnet did.
 run=(ip:iproute2 nft:nftables)
-test=(ip:iproute2 nft:nftables iptables:iptables ipset:ipset ps:procps ping:iputils-ping
-	runc:runc crun:crun podman:podman containerd:containerd busybox:busybox-static /usr/lib/cni/host-local:containernetworking-plugins)
+# The runtimes that are given networks.
+runtimes=(runc:runc crun:crun podman:podman containerd:containerd busybox:busybox-static /usr/lib/cni/host-local:containernetworking-plugins)
+# The shells whose completions are tested, and what checks manual pages.
+shells=(bash:bash zsh:zsh fish:fish /usr/share/bash-completion/bash_completion:bash-completion mandoc:mandoc)
+# What examples in help and docs use.
+shown=(python3:python3 curl:curl jq:jq ss:iproute2 getent:libc-bin)
+test=(ip:iproute2 nft:nftables iptables:iptables ipset:ipset ps:procps ping:iputils-ping "${runtimes[@]}" "${shells[@]}" "${shown[@]}")
 # The bench measures beside the last two.
 bench=(ip:iproute2 nft:nftables iperf3:iperf3 iptables:iptables
 	/usr/lib/cni/bridge:containernetworking-plugins /usr/lib/podman/netavark:netavark)
@@ -28,7 +33,7 @@ for target in "$@"; do
 	esac
 	for entry in "${list[@]}"; do
 		package=${entry#*:}
-		if ! command -v "${entry%%:*}" >/dev/null && [[ " ${missing[*]} " != *" $package "* ]]; then
+		if ! command -v "${entry%%:*}" >/dev/null && [ ! -r "/${entry%%:*}" ] && [[ " ${missing[*]} " != *" $package "* ]]; then
 			missing+=("$package")
 		fi
 	done

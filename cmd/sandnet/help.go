@@ -12,7 +12,7 @@ import (
 
 func (p *program) helpCommand() *cli.Command {
 	return &cli.Command{
-		Name: "help", ArgsUsage: "[COMMAND]",
+		Name: "help", ArgsUsage: "[COMMAND...]",
 		Usage: "Show help for a command",
 		Action: func(c *cli.Context) error {
 			cmd, path := p.root, ""
@@ -77,10 +77,8 @@ func writeOptions(out io.Writer, flags []cli.Flag) {
 		if !ok {
 			continue
 		}
-		// A usage starts with the value's name, if there is one: "`DIR` …".
-		text, value := d.GetUsage(), ""
-		if rest, ok := strings.CutPrefix(text, "`"); ok {
-			value, text, _ = strings.Cut(rest, "` ")
+		value, text := optionUsage(f)
+		if value != "" {
 			value = " " + value
 		}
 		short := "    "
@@ -95,4 +93,18 @@ func writeOptions(out io.Writer, flags []cli.Flag) {
 		fmt.Fprintf(w, "  %s--%s%s\t%s\n", short, f.Names()[0], value, text)
 	}
 	w.Flush()
+}
+
+// optionUsage is the name of an option's value, if it takes one, and what help
+// says of the option: a usage starts with that name, as in "`DIR` …".
+func optionUsage(f cli.Flag) (value, text string) {
+	d, ok := f.(cli.DocGenerationFlag)
+	if !ok {
+		return "", ""
+	}
+	if rest, ok := strings.CutPrefix(d.GetUsage(), "`"); ok {
+		value, text, _ = strings.Cut(rest, "` ")
+		return value, text
+	}
+	return "", d.GetUsage()
 }
