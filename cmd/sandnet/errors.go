@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -19,6 +20,8 @@ const (
 	exitUsage  = 2
 	// exitRunFailed is exitFailed of `run` and `exec`, where 1 is the command's.
 	exitRunFailed = 125
+	// exitHungUp is what a shell shows of a command that SIGPIPE has ended.
+	exitHungUp = 128 + 13
 )
 
 // failure is an error of one command.
@@ -90,12 +93,16 @@ func (p *program) report(err error) int {
 	if errors.As(err, &many) {
 		list = many
 	}
+	if list = slices.DeleteFunc(slices.Clone(list), p.hungUp); len(list) == 0 {
+		return exitHungUp
+	}
+	paint := painter(p.stderr)
 	for _, e := range list {
-		fmt.Fprintf(p.stderr, "%s: %s: %s\n", programName, oneLine(what), oneLine(e.Error()))
+		fmt.Fprintf(p.stderr, "%s %s: %s\n", paint(red, programName+":"), oneLine(what), oneLine(e.Error()))
 	}
 	for _, e := range list {
 		if h := hint(e, what); h != "" {
-			fmt.Fprintln(p.stderr, "hint: "+oneLine(h))
+			fmt.Fprintln(p.stderr, paint(cyan, "hint:")+" "+oneLine(h))
 			break
 		}
 	}

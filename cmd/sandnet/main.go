@@ -48,6 +48,7 @@ func main() {
 type program struct {
 	stdin, stdout, stderr *os.File
 	root                  *cli.Command
+	progress              *progress // of the command under way, on a terminal
 }
 
 // commands is the whole tree, in the order in which help shows it.
@@ -137,6 +138,9 @@ func (p *program) finish(cmd *cli.Command, path string) {
 		}
 		if len(cmd.Subcommands) > 0 {
 			return p.noSuchCommand(c, cmd, path)
+		}
+		if !takesCommand(cmd) { // there the terminal is the command's
+			defer p.watch(path)()
 		}
 		if err := action(c); err != nil {
 			return &failure{what: path, err: err}
@@ -243,9 +247,9 @@ func (p *program) logger(level, format string) (*slog.Logger, error) {
 	}
 	switch format {
 	case "text":
-		return slog.New(slog.NewTextHandler(p.stderr, &o)), nil
+		return slog.New(slog.NewTextHandler(screen{p, p.stderr}, &o)), nil
 	case "json":
-		return slog.New(slog.NewJSONHandler(p.stderr, &o)), nil
+		return slog.New(slog.NewJSONHandler(screen{p, p.stderr}, &o)), nil
 	}
 	return nil, &spec.InputError{What: "--log-format", Value: format, Why: "it must be text or json"}
 }

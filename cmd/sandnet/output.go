@@ -3,8 +3,9 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"io"
+	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -29,27 +30,74 @@ func format(c *cli.Context, choices ...string) (string, error) {
 }
 
 func (p *program) println(s string) error {
-	_, err := fmt.Fprintln(p.stdout, s)
+	_, err := fmt.Fprintln(screen{p, p.stdout}, s)
 	return err
 }
 
 // printJSON prints v as docker's inspect does, for people and programs.
 func (p *program) printJSON(v any) error {
-	enc := json.NewEncoder(p.stdout)
+	enc := json.NewEncoder(screen{p, p.stdout})
 	enc.SetIndent("", "    ")
 	enc.SetEscapeHTML(false)
 	return enc.Encode(v)
 }
 
-// printTable prints rows of cells in docker's layout, the header first.
+// printTable prints rows of cells in docker's layout, the header first. On a
+// terminal the widest cells are cut so that a row is a line.
 func (p *program) printTable(rows [][]string) error {
-	w := tabwriter.NewWriter(p.stdout, 10, 1, 3, ' ', 0)
-	for _, r := range rows {
-		if _, err := fmt.Fprintln(w, strings.Join(r, "\t")); err != nil {
-			return err
+	return p.printTableTo(columns(p.stdout), rows)
+}
+
+// printTableTo is printTable for a width, or without one for 0.
+func (p *program) printTableTo(width int, rows [][]string) error {
+	const gap, least = 3, 10
+	last := len(rows[0]) - 1
+	widths := slices.Repeat([]int{least - gap}, last+1)
+	widths[last] = 0
+	for _, row := range rows {
+		for i, cell := range row {
+			widths[i] = max(widths[i], cells(cell))
 		}
 	}
-	return w.Flush()
+	if width > 0 {
+		narrow(widths, width-gap*last)
+	}
+	status := slices.Index(rows[0], "STATUS")
+	paint := painter(p.stdout)
+	var b strings.Builder
+	for n, row := range rows {
+		for i, cell := range row {
+			cell = cut(cell, widths[i])
+			pad := widths[i] + gap - cells(cell)
+			if i == status && n > 0 {
+				cell = paint(statusStyle(cell), cell)
+			}
+			b.WriteString(cell)
+			if i < last {
+				b.WriteString(strings.Repeat(" ", pad))
+			}
+		}
+		b.WriteByte('\n')
+	}
+	_, err := io.WriteString(screen{p, p.stdout}, b.String())
+	return err
+}
+
+// narrow takes from the widest columns until all fit into total, as far as
+// that leaves something to read.
+func narrow(widths []int, total int) {
+	const readable = 12 // a short ID
+	sum := 0
+	for _, w := range widths {
+		sum += w
+	}
+	for ; sum > total; sum-- {
+		widest := slices.Index(widths, slices.Max(widths))
+		if widths[widest] <= readable {
+			return
+		}
+		widths[widest]--
+	}
 }
 
 // shortID is how tables show an ID, and enough to find it again.

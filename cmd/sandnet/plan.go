@@ -37,7 +37,7 @@ Example:
 				return p.printJSON(plans)
 			}
 			for _, pl := range plans {
-				if err := pl.WriteText(p.stdout); err != nil {
+				if err := pl.WriteText(screen{p, p.stdout}); err != nil {
 					return err
 				}
 			}

@@ -23,7 +23,7 @@ Examples:
   sandnet ps --format json | jq -r '.[].endpoints[].addresses[]'`,
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print IDs only"},
-			&cli.BoolFlag{Name: "no-trunc", Usage: "print IDs in full"},
+			&cli.BoolFlag{Name: "no-trunc", Usage: "print everything in full"},
 			formatFlag("table", "json"),
 		},
 		Action: p.ps,
@@ -65,6 +65,9 @@ func (p *program) ps(c *cli.Context) error {
 	now := time.Now()
 	for _, v := range views {
 		rows = append(rows, []string{id(v.ID), v.Name, v.Mode, addresses(v.Endpoints), publications(v), v.Status, ago(now.Sub(v.Created)), source(v, id)})
+	}
+	if c.Bool("no-trunc") {
+		return p.printTableTo(0, rows)
 	}
 	return p.printTable(rows)
 }

@@ -46,7 +46,8 @@ func (p *program) removeEach(c *cli.Context, what string, force bool, remove fun
 		return err
 	}
 	var errs several
-	for _, ref := range c.Args().Slice() {
+	for i, ref := range c.Args().Slice() {
+		p.step(i, c.NArg())
 		err := remove(m, ref)
 		var missing *sandbox.NotFoundError
 		switch {

@@ -145,9 +145,18 @@ type Process struct {
 // Start starts a command in the namespace; it is killed when the test ends.
 func (n *NS) Start(env []string, name string, args ...string) *Process {
 	n.t.Helper()
+	return n.StartTo(nil, env, name, args...)
+}
+
+// StartTo is Start with another standard output, unless that is nil.
+func (n *NS) StartTo(stdout *os.File, env []string, name string, args ...string) *Process {
+	n.t.Helper()
 	p := &Process{Cmd: exec.Command(name, args...), t: n.t}
 	p.Env = append(cleanEnv(), env...)
 	p.Stdout, p.Stderr = &p.out, &p.err
+	if stdout != nil {
+		p.Stdout = stdout
+	}
 	p.WaitDelay = time.Second
 	var err error
 	n.Do(func() { err = p.Cmd.Start() })
