@@ -16,7 +16,7 @@ BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -tags urfave_cli_no_docs -ldflags
 # The linter's own dependencies stay out of sandnet's go.mod.
 LINTER  := $(GO) tool -modfile=packaging/tools.mod staticcheck
 TIMEOUT ?= 8m
-FUZZTIME ?= 10s
+FUZZTIME ?= 30s
 
 .PHONY: help deps build run test bench lint golden fuzz install clean
 
@@ -35,10 +35,11 @@ run: build ## build, then show sandnet at work in a private test network
 	@CGO_ENABLED=0 $(GO) build -trimpath -o bin/labhttp ./tests/cmd/labhttp
 	@tests/demo.sh
 
-test: lint ## everything CI checks: lint, unit, end to end, crash matrix; as root
+test: lint ## everything CI checks: lint, unit, end to end, crash matrix, fuzz targets; as root
 	@packaging/deps.sh test
 	@# One package after another: the BPF programs that reserve host ports are the whole machine's.
 	$(GO) test -count=1 -p 1 -timeout $(TIMEOUT) ./...
+	@GO=$(GO) packaging/fuzz.sh $(FUZZTIME)
 
 bench: ## measure against the floor in one run; the table goes to bin/bench.md
 	@packaging/deps.sh bench
@@ -56,10 +57,8 @@ lint: ## gofmt, vet and staticcheck, on the ordinary and the crash build
 golden: ## rewrite the golden files; read the diff before you commit it
 	$(GO) test -count=1 $$(grep -rl --include='*_test.go' 'flag.Bool("update"' . | xargs -r -n1 dirname | sort -u) -update
 
-fuzz: ## run every fuzz target for FUZZTIME (10s)
-	@grep -rho --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' . >/dev/null || { echo "no fuzz targets"; exit 1; }
-	@grep -ro --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' . | sed 's|/[^/]*:func | |' | while read -r dir name; do \
-		echo "$$dir $$name"; $(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$dir"; done
+fuzz: ## run every fuzz target for FUZZTIME (30s), one on each processor
+	@GO=$(GO) packaging/fuzz.sh $(FUZZTIME)
 
 install: build ## install bin/sandnet below PREFIX (/usr/local)
 	install -D -m 0755 bin/sandnet $(DESTDIR)$(PREFIX)/sbin/sandnet

@@ -43,6 +43,9 @@ func (m *Manager) loadNetwork(name string) (spec.Network, error) {
 		}
 		return spec.Network{}, &NotFoundError{"network", name}
 	}
+	if len(n.Subnets) == 0 || len(n.Gateways) != len(n.Subnets) {
+		return n, fmt.Errorf("definition of network %s: %d subnets with %d gateways", name, len(n.Subnets), len(n.Gateways))
+	}
 	return n, nil
 }
 

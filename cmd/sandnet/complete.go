@@ -135,7 +135,7 @@ func operands(usage string) (names []string, more bool) {
 			option = !strings.HasSuffix(word, "]")
 			continue
 		}
-		if strings.Count(word, "]") > strings.Count(word[1:], "[") {
+		if len(word) > 1 && word[0] == '[' && strings.HasSuffix(word, "]") {
 			word = word[1 : len(word)-1]
 		}
 		word, more = strings.CutSuffix(word, "...")

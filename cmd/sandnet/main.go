@@ -72,7 +72,7 @@ func (p *program) commands() *cli.Command {
 	root.Subcommands = append(root.Subcommands, in(runtimes, p.hookCommand(), p.ociCommand())...)
 	root.Subcommands = append(root.Subcommands, in(host, p.planCommand(), p.diffCommand(), p.gcCommand(), p.doctorCommand())...)
 	root.Subcommands = append(root.Subcommands, in(about,
-		p.versionCommand(), p.completionCommand(), p.helpCommand(), p.completeCommand())...)
+		p.versionCommand(), p.completionCommand(), p.helpCommand(), p.completeCommand(), p.treeCommand())...)
 	p.finish(root, "")
 	return root
 }

@@ -61,15 +61,9 @@ func processFlags() []cli.Flag {
 // foreground, its files.
 func (p *program) process(c *cli.Context, args []string) (spec.Process, error) {
 	proc := spec.Process{Args: args, Env: os.Environ(), Dir: c.String("workdir"), Detach: c.Bool("detach")}
-	for _, e := range c.StringSlice("env") {
-		key, _, ok := strings.Cut(e, "=")
-		if key == "" || strings.ContainsRune(e, 0) {
-			return proc, &spec.InputError{What: "--env", Value: e, Why: "it must be KEY=VALUE"}
-		}
-		if ok { // a KEY alone is passed on, as everything is
-			proc.Env = slices.DeleteFunc(proc.Env, func(have string) bool { return strings.HasPrefix(have, key+"=") })
-			proc.Env = append(proc.Env, e)
-		}
+	var err error
+	if proc.Env, err = environment(proc.Env, c.StringSlice("env")); err != nil {
+		return proc, err
 	}
 	if proc.Dir != "" {
 		if st, err := os.Stat(proc.Dir); err != nil || !st.IsDir() {
@@ -80,6 +74,22 @@ func (p *program) process(c *cli.Context, args []string) (spec.Process, error) {
 		proc.Stdin, proc.Stdout, proc.Stderr = p.stdin, p.stdout, p.stderr
 	}
 	return proc, nil
+}
+
+// environment is a command's: sandnet's own, changed as --env says. A KEY alone
+// is passed on, as everything is.
+func environment(own, changes []string) ([]string, error) {
+	for _, e := range changes {
+		key, _, ok := strings.Cut(e, "=")
+		if key == "" || strings.ContainsRune(e, 0) {
+			return nil, &spec.InputError{What: "--env", Value: e, Why: "it must be KEY=VALUE"}
+		}
+		if ok {
+			own = slices.DeleteFunc(own, func(have string) bool { return strings.HasPrefix(have, key+"=") })
+			own = append(own, e)
+		}
+	}
+	return own, nil
 }
 
 // ended is how `run` and `exec` end.

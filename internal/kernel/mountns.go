@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -65,20 +66,25 @@ func underIPNetnsExec() bool {
 	if err != nil {
 		return false
 	}
+	return slices.ContainsFunc(netnsOnSys(info), func(name string) bool {
+		return pinned("/run/netns/"+name) || pinned("/var/run/netns/"+name)
+	})
+}
+
+// netnsOnSys are the sources of the sysfs mounts on /sys in a mountinfo file
+// (proc_pid_mountinfo(5)) that may be a namespace's name.
+func netnsOnSys(info []byte) (names []string) {
 	for line := range bytes.Lines(info) {
 		if !bytes.Contains(line, []byte(" /sys ")) {
 			continue // most lines: every sandbox has one
 		}
 		mount, rest, ok := strings.Cut(string(line), " - ")
 		f, r := strings.Fields(mount), strings.Fields(rest)
-		if !ok || len(f) < 5 || len(r) < 2 || f[4] != "/sys" || r[0] != "sysfs" {
-			continue
-		}
-		if pinned("/run/netns/"+r[1]) || pinned("/var/run/netns/"+r[1]) {
-			return true
+		if ok && len(f) >= 5 && len(r) >= 2 && f[4] == "/sys" && r[0] == "sysfs" && !strings.Contains(r[1], "/") {
+			names = append(names, r[1])
 		}
 	}
-	return false
+	return names
 }
 
 func parent(pid int) int {
@@ -86,10 +92,15 @@ func parent(pid int) int {
 	if err != nil {
 		return 0
 	}
-	for line := range bytes.Lines(b) {
+	return parentIn(b)
+}
+
+// parentIn finds the parent in a process's status file (proc_pid_status(5)).
+func parentIn(status []byte) int {
+	for line := range bytes.Lines(status) {
 		if v, ok := bytes.CutPrefix(line, []byte("PPid:")); ok {
 			n, _ := strconv.Atoi(string(bytes.TrimSpace(v)))
-			return n
+			return max(n, 0)
 		}
 	}
 	return 0

@@ -103,7 +103,7 @@ func (types nftTypes) decode(b []byte) (string, error) {
 
 func parseIfname(s string) ([]byte, error) {
 	name, err := strconv.Unquote(s)
-	if err != nil || name == "" || len(name) >= unix.IFNAMSIZ {
+	if err != nil || name == "" || len(name) >= unix.IFNAMSIZ || strings.ContainsRune(name, 0) {
 		return nil, fmt.Errorf("%s is no quoted interface name", s)
 	}
 	return append([]byte(name), make([]byte, unix.IFNAMSIZ-len(name))...), nil

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -252,15 +253,17 @@ func (k *Kernel) ProcessStart(pid int) uint64 {
 	if err != nil {
 		return 0
 	}
+	return startIn(b)
+}
+
+// startIn finds the start time in a process's stat file.
+func startIn(stat []byte) uint64 {
 	// The command's name, in parentheses, may hold anything.
-	i := len(b) - 1
-	for i >= 0 && b[i] != ')' {
-		i--
-	}
+	i := bytes.LastIndexByte(stat, ')')
 	var state byte
 	var skip int64
 	var start uint64
-	rest := string(b[min(i+2, len(b)):])
+	rest := string(stat[min(i+2, len(stat)):])
 	args := []any{&state}
 	for range 18 {
 		args = append(args, &skip)

@@ -8,6 +8,7 @@ package lab
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -43,6 +44,9 @@ var private = []string{"/run/netns", "/etc/netns", "/run/sandnet", "/var/lib/san
 //
 //	func TestMain(m *testing.M) { lab.Main(m, lab.Plain) }
 func Main(m *testing.M, builds ...string) {
+	if flag.Parse(); fuzzing() {
+		os.Exit(m.Run())
+	}
 	switch os.Getenv(stageVar) {
 	case "":
 		os.Exit(outside(builds))
@@ -54,6 +58,12 @@ func Main(m *testing.M, builds ...string) {
 		os.Exit(1)
 	}
 	os.Exit(m.Run())
+}
+
+// fuzzing says that a fuzz target is run, and nothing else: those are pure, and
+// their workers, started by the testing package, find no world.
+func fuzzing() bool {
+	return flag.Lookup("test.fuzz").Value.String() != "" && flag.Lookup("test.run").Value.String() == "^$"
 }
 
 // outside builds the binaries, while there is a network to fetch modules
