@@ -27,7 +27,7 @@ func (p *program) completionCommand() *cli.Command {
 
 Examples:
   source <(sandnet completion bash)
-  sandnet completion zsh > /usr/local/share/zsh/site-functions/_sandnet
+  sandnet completion zsh > ~/.zfunc/_sandnet
   sandnet completion fish > ~/.config/fish/completions/sandnet.fish`,
 		Action: func(c *cli.Context) error {
 			if err := wantArgs(c, 1, "SHELL"); err != nil {

@@ -14,7 +14,7 @@ func (p *program) execCommand() *cli.Command {
 
 Examples:
   sandnet exec web ip addr
-  sandnet exec -e LANG=C web -- ping -c 1 192.0.2.1`,
+  sandnet exec -e LANG=C web -- ping -c 1 172.30.0.1`,
 		Flags: processFlags(),
 		Action: func(c *cli.Context) error {
 			args := c.Args().Slice()

@@ -6,7 +6,7 @@ import (
 
 func (p *program) gcCommand() *cli.Command {
 	return &cli.Command{
-		Name: "gc", ArgsUsage: "[--dry-run] [--repair]",
+		Name: "gc", ArgsUsage: "[OPTIONS]",
 		Usage: "Remove what nobody owns any more, and print each thing",
 		Description: `Every command cleans up after commands that were killed; gc also looks for
 what no record knows. With --repair it puts right what 'sandnet diff' shows.

@@ -12,7 +12,7 @@ import (
 
 func (p *program) inspectCommand() *cli.Command {
 	return &cli.Command{
-		Name: "inspect", ArgsUsage: "NAME|ID...",
+		Name: "inspect", ArgsUsage: "[OPTIONS] NAME|ID...",
 		Usage: "Show everything about sandboxes or networks, as JSON",
 		Description: `What is both a sandbox and a network is taken for the sandbox.
 

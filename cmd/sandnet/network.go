@@ -18,6 +18,8 @@ func (p *program) networkCommand() *cli.Command {
 	return &cli.Command{
 		Name: "network", ArgsUsage: "COMMAND",
 		Usage: "Create, inspect and remove networks, and connect sandboxes to them",
+		Description: `A network is a bridge of its own with a subnet of its own, apart from all others.
+The network "bridge" is the one that sandboxes are on without --net.`,
 		Subcommands: []*cli.Command{
 			p.networkCreateCommand(), p.networkLsCommand(), p.networkInspectCommand(),
 			p.networkRmCommand(), p.networkPruneCommand(), p.networkConnectCommand(), p.networkDisconnectCommand(),
@@ -143,10 +145,13 @@ func join[T interface{ String() string }](items []T) string {
 
 func (p *program) networkInspectCommand() *cli.Command {
 	return &cli.Command{
-		Name: "inspect", ArgsUsage: "NETWORK...",
+		Name: "inspect", ArgsUsage: "[OPTIONS] NETWORK...",
 		Usage: "Show everything about networks, as JSON",
-		Description: `Example:
-  sandnet network inspect bridge`,
+		Description: `Among it are the sandboxes on each, with their addresses.
+
+Examples:
+  sandnet network inspect bridge
+  sandnet network inspect backend | jq -r '.[].subnets[]'`,
 		Flags: []cli.Flag{formatFlag("json")},
 		Action: func(c *cli.Context) error {
 			return p.inspectEach(c, "NETWORK", func(m *sandbox.Manager, ref string) (any, error) {
@@ -159,9 +164,12 @@ func (p *program) networkInspectCommand() *cli.Command {
 
 func (p *program) networkRmCommand() *cli.Command {
 	return &cli.Command{
-		Name: "rm", Aliases: []string{"remove"}, ArgsUsage: "[-f] NETWORK...",
+		Name: "rm", Aliases: []string{"remove"}, ArgsUsage: "[OPTIONS] NETWORK...",
 		Usage: "Remove networks without sandboxes",
-		Description: `Example:
+		Description: `The device, its addresses and its rules go with the network. The network
+"bridge" comes back with its next use.
+
+Example:
   sandnet network rm backend`,
 		Flags: []cli.Flag{&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "accept that there is no such network"}},
 		Action: func(c *cli.Context) error {
@@ -177,7 +185,7 @@ func (p *program) networkRmCommand() *cli.Command {
 
 func (p *program) networkPruneCommand() *cli.Command {
 	return &cli.Command{
-		Name: "prune", ArgsUsage: "[-f]",
+		Name: "prune", ArgsUsage: "[OPTIONS]",
 		Usage: "Remove all networks without sandboxes, and print each",
 		Description: `The network "bridge" stays.
 

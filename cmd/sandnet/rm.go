@@ -11,7 +11,7 @@ import (
 
 func (p *program) rmCommand() *cli.Command {
 	return &cli.Command{
-		Name: "rm", ArgsUsage: "[-f] SANDBOX...",
+		Name: "rm", ArgsUsage: "[OPTIONS] SANDBOX...",
 		Usage: "Remove sandboxes",
 		Description: `A sandbox is named by its name, its ID or the beginning of that.
 

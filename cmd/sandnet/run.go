@@ -20,7 +20,7 @@ command's. With -d the command runs in the background, the sandbox's ID is
 printed and the sandbox stays until 'sandnet rm'.
 
 Examples:
-  sandnet run --net none make test
+  sandnet run --net none -- ip link
   sandnet run -p 8080:80 -- python3 -m http.server 80`,
 		Flags: append(sandboxFlags(), processFlags()...),
 		Action: func(c *cli.Context) error {

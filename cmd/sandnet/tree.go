@@ -67,7 +67,7 @@ func tree(cmd *cli.Command) treeCommand {
 // that a user could give.
 func defaultOf(f cli.Flag) string {
 	if s, ok := f.(*cli.StringFlag); ok {
-		return s.Value
+		return strings.Trim(s.GetDefaultText(), `"`) // not what the environment says
 	}
 	return ""
 }

@@ -10,8 +10,13 @@ import (
 
 func (p *program) versionCommand() *cli.Command {
 	return &cli.Command{
-		Name: "version", ArgsUsage: "[--format text|json]",
+		Name: "version", ArgsUsage: "[OPTIONS]",
 		Usage: "Print the version",
+		Description: `It needs neither root nor valid settings.
+
+Examples:
+  sandnet version
+  sandnet version --format json | jq -r .version`,
 		Flags: []cli.Flag{formatFlag("text", "json")},
 		Action: func(c *cli.Context) error {
 			if err := wantArgs(c, 0); err != nil {
