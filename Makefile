@@ -6,6 +6,7 @@ SHELL       := /bin/bash
 GO      ?= go
 PREFIX  ?= /usr/local
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+DATE    ?= $(shell git log -1 --format=%cs 2>/dev/null || date -u +%F)
 COMMIT  ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 
 # A clone that belongs to somebody else (CI) has no readable VCS status.
@@ -18,7 +19,7 @@ LINTER  := $(GO) tool -modfile=packaging/tools.mod staticcheck
 TIMEOUT ?= 8m
 FUZZTIME ?= 30s
 
-.PHONY: help deps build run test bench lint golden fuzz install clean
+.PHONY: help deps build run test bench lint golden fuzz man install clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -60,8 +61,17 @@ golden: ## rewrite the golden files; read the diff before you commit it
 fuzz: ## run every fuzz target for FUZZTIME (30s), one on each processor
 	@GO=$(GO) packaging/fuzz.sh $(FUZZTIME)
 
-install: build ## install bin/sandnet below PREFIX (/usr/local)
+man: build ## write the manual pages to bin/man
+	@rm -rf bin/man
+	bin/sandnet __tree | $(GO) run ./packaging/man -o bin/man -version $(VERSION) -date $(DATE)
+
+install: build man ## install program, manual pages and completions below PREFIX (/usr/local)
 	install -D -m 0755 bin/sandnet $(DESTDIR)$(PREFIX)/sbin/sandnet
+	install -d $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 0644 bin/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1
+	install -D -m 0644 cmd/sandnet/completion/sandnet.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/sandnet
+	install -D -m 0644 cmd/sandnet/completion/sandnet.zsh $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_sandnet
+	install -D -m 0644 cmd/sandnet/completion/sandnet.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/sandnet.fish
 
 clean: ## remove what make built
 	rm -rf bin

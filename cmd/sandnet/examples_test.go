@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -61,9 +63,18 @@ func runExample(t *testing.T, example string) {
 		}
 		h.OK(args...)
 	}
+	// No file of the machine's is touched: its directories stand below home.
 	home := t.TempDir()
-	for _, dir := range []string{".zfunc", ".config/fish/completions"} {
-		if err := os.MkdirAll(filepath.Join(home, dir), 0o755); err != nil {
+	for _, dir := range []string{"/srv/", "/etc/"} {
+		example = strings.ReplaceAll(example, " "+dir, " "+home+dir)
+	}
+	for name, content := range map[string]string{
+		".zfunc/x": "", ".config/fish/completions/x": "",
+		"srv/bundles/web/config.json": "{}", "srv/bundles/sidecar/config.json": "{}",
+		"state.json": fmt.Sprintf(`{"ociVersion":"1.0.2","id":"c","status":"creating","pid":%d,"bundle":"%s/srv/bundles/web"}`, os.Getpid(), home),
+	} {
+		path := filepath.Join(home, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(content), 0o644)); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -29,6 +29,9 @@ func (p *program) hookCommand() *cli.Command {
 	return &cli.Command{
 		Name: "hook", ArgsUsage: "COMMAND",
 		Usage: "Network the containers of runc, crun, podman and CRI-O",
+		Description: `Runtimes call these for containers whose annotations say which network they want.
+'sandnet hook install' tells podman and CRI-O to; runc and crun read it in a
+bundle's config.json, where 'sandnet oci patch' puts it.`,
 		Subcommands: []*cli.Command{
 			stage("createRuntime", "Give a container that is being created its network",
 				`Containers say what they want by annotations: io.sandnet.network, .publish, .ip,
@@ -192,7 +195,7 @@ func openConfig(dir string) (*os.File, error) {
 
 func (p *program) hookInstallCommand() *cli.Command {
 	return &cli.Command{
-		Name: "install", ArgsUsage: "[--dir DIR]",
+		Name: "install", ArgsUsage: "[OPTIONS]",
 		Usage: "Write the files that make podman and CRI-O call sandnet",
 		Description: `One file for each of the two stages, in the hooks.d format of version 1.0.0; they
 call this very program for containers with an io.sandnet annotation.

@@ -18,7 +18,8 @@ import (
 func (p *program) ociCommand() *cli.Command {
 	return &cli.Command{
 		Name: "oci", ArgsUsage: "COMMAND",
-		Usage: "Prepare OCI bundles",
+		Usage:       "Prepare OCI bundles",
+		Description: `A bundle is a directory with a container's config.json (OCI runtime-spec).`,
 		Subcommands: []*cli.Command{{
 			Name: "patch", ArgsUsage: "[OPTIONS] BUNDLE",
 			Usage: "Rewrite a bundle's config.json so that sandnet networks its container",

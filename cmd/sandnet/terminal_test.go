@@ -71,12 +71,12 @@ func TestOnATerminal(t *testing.T) {
 		return h.OnTerminal(columns, append(env, extra...), h.Program, args...).Screen().Stdout
 	}
 
-	table := show(nil, 110, "ps")
+	table := show(nil, 120, "ps")
 	if !strings.Contains(table, "\x1b[32mrunning\x1b[0m") || !strings.Contains(table, "0.0.0.0:8080->80/tcp") || !strings.Contains(table, "…") {
 		t.Errorf("ps:\n%q", table)
 	}
 	for line := range strings.Lines(strings.NewReplacer("\x1b[32m", "", "\x1b[0m", "").Replace(table)) {
-		if n := cells(strings.TrimSuffix(line, "\n")); n > 110 || strings.Contains(line, "\x1b") {
+		if n := cells(strings.TrimSuffix(line, "\n")); n > 120 || strings.Contains(line, "\x1b") {
 			t.Errorf("%d columns: %q", n, line)
 		}
 	}

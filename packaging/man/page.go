@@ -54,7 +54,7 @@ func (p page) sections() ([]section, error) {
 func (p page) roff(written []section) string {
 	cmd := p.command()
 	parts := []section{
-		{"NAME", escape(p.name()) + ` \- ` + escape(lower(cmd.Usage)) + "\n"},
+		{"NAME", fold(escape(p.name())+` \- `+escape(lower(cmd.Usage))) + "\n"},
 		{"SYNOPSIS", p.synopsis()},
 		{"DESCRIPTION", paragraphs(cmd.Description)},
 		{"COMMANDS", p.commands()},
@@ -231,7 +231,7 @@ func prose(s string) string {
 		head, quoted, _ := strings.Cut(q, "'")
 		return head + `\fB` + strings.ReplaceAll(strings.TrimSuffix(quoted, "'"), "-", `\-`) + `\fR`
 	})
-	s = regexp.MustCompile(`(^|[ (])(--?[a-z][a-z-]*)`).ReplaceAllStringFunc(s, func(o string) string {
+	s = regexp.MustCompile(`(^|[ (])(--?[a-z][a-z0-9-]*)`).ReplaceAllStringFunc(s, func(o string) string {
 		head := strings.TrimRight(o[:1], "-")
 		return head + `\fB` + strings.ReplaceAll(o[len(head):], "-", `\-`) + `\fR`
 	})
