@@ -58,6 +58,9 @@ func runExample(t *testing.T, example string) {
 	}
 	if !strings.Contains(example, "--name web") {
 		args := []string{"create", "--name", "web"}
+		if strings.Contains(example, "disconnect") {
+			args = append(args, "--net", "backend")
+		}
 		if !strings.Contains(example, "-p 8080") {
 			args = append(args, "-p", "8080:80")
 		}

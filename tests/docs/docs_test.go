@@ -169,7 +169,7 @@ func TestNamesInPictures(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		found := regexp.MustCompile("@[a-z-]+|\\b(raw-)?(pre|post)routing\\b").FindAllString(string(text), -1)
+		found := regexp.MustCompile(`@[a-z-]+|\b(raw-)?(pre|post)routing\b`).FindAllString(string(text), -1)
 		if len(found) == 0 {
 			t.Errorf("%s names none", file)
 		}
