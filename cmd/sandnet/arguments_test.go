@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -86,6 +87,38 @@ func TestAgo(t *testing.T) {
 	} {
 		if got := ago(d); got != want {
 			t.Errorf("%v: got %q, want %q", d, got, want)
+		}
+	}
+}
+
+// What completion reads out of usages and helps, as commands have or may have them.
+func TestFormsAndChoices(t *testing.T) {
+	for usage, want := range map[string]string{
+		"":                               "[{[] false}]",
+		"[OPTIONS]":                      "[{[] false}]",
+		"[OPTIONS] SANDBOX...":           "[{[SANDBOX] true}]",
+		"SANDBOX [PORT[/PROTO]]":         "[{[SANDBOX PORT[/PROTO]] false}]",
+		"[--dir DIR] NETWORK SANDBOX":    "[{[NETWORK SANDBOX] false}]",
+		"[OPTIONS] COMMAND [ARG...]":     "[{[COMMAND ARG] true}]",
+		"SANDBOX | add SANDBOX SPEC...":  "[{[SANDBOX] false} {[add SANDBOX SPEC] true}]",
+		"bash|zsh|fish":                  "[{[bash|zsh|fish] false}]",
+		"[-f] NETWORK... | [--all] FILE": "[{[NETWORK] true} {[FILE] false}]",
+	} {
+		if got := fmt.Sprint(forms(usage)); got != want {
+			t.Errorf("%s: %s, want %s", usage, got, want)
+		}
+	}
+	for text, want := range map[string]string{
+		"text or json":                            "[text json]",
+		"of the log on stderr: text or json":      "[text json]",
+		"a, b or c (repeatable)":                  "[a b c]",
+		"allow or deny CIDR[:PORT]; the first is": "[allow deny]",
+		"address on the first network":            "[]",
+		"bridge, the name of a network, or none":  "[]",
+		"publish [IP:]PORT; without on a free":    "[publish]",
+	} {
+		if got := fmt.Sprint(choices(text)); got != want {
+			t.Errorf("%s: %s, want %s", text, got, want)
 		}
 	}
 }

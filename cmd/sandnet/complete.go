@@ -82,7 +82,6 @@ type completion struct {
 func (o *completion) offers() (offers []offer, then string) {
 	l := o.line
 	cmd := l.last()
-	places, more := operands(cmd.ArgsUsage)
 	if l.pending != "" {
 		_, f := l.find(l.pending)
 		return o.value(f)
@@ -90,7 +89,7 @@ func (o *completion) offers() (offers []offer, then string) {
 	option := strings.HasPrefix(o.begun, "-") && !slices.Contains(o.before, "--")
 	if takesCommand(cmd) {
 		// The first argument ends the options.
-		at, n := slices.Index(places, "COMMAND"), len(l.args)
+		at, n := slices.Index(forms(cmd.ArgsUsage)[0].names, "COMMAND"), len(l.args)
 		if n > at || n == at && (at > 0 || !option) {
 			return o.command(at)
 		}
@@ -114,45 +113,82 @@ func (o *completion) offers() (offers []offer, then string) {
 	if len(cmd.Subcommands) > 0 && len(l.args) == 0 {
 		offers = commandNames(cmd)
 	}
-	switch n := len(l.args); {
-	case n < len(places):
-		more, then := o.operand(places[n])
-		return append(offers, more...), then
-	case more && len(places) > 0:
-		again, then := o.operand(places[len(places)-1])
-		return slices.DeleteFunc(again, func(a offer) bool { return slices.Contains(l.args, a.word) }), then
+	then = thenSpace
+	for _, f := range forms(cmd.ArgsUsage) {
+		more, also := o.next(f)
+		if offers = append(offers, more...); also != thenSpace {
+			then = also
+		}
 	}
-	return offers, thenSpace
+	return offers, then
 }
 
-// operands are the names of the arguments in a command's usage, without its
-// options; more says that the last may be repeated.
-func operands(usage string) (names []string, more bool) {
-	usage, _, _ = strings.Cut(usage, " | ")
-	option := false
-	for word := range strings.FieldsSeq(usage) {
-		if option = option || strings.HasPrefix(word, "[-") || word == "[OPTIONS]"; option {
-			option = !strings.HasSuffix(word, "]")
-			continue
-		}
-		if len(word) > 1 && word[0] == '[' && strings.HasSuffix(word, "]") {
-			word = word[1 : len(word)-1]
-		}
-		word, more = strings.CutSuffix(word, "...")
-		names = append(names, word)
-	}
-	return names, more
+// form is one of the ways to give arguments to a command: their names in its
+// usage, of which the last may be repeated.
+type form struct {
+	names []string
+	more  bool
 }
 
-// operand is what an argument, or a value, of that name may be.
-func (o *completion) operand(name string) ([]offer, string) {
+// forms takes a usage apart, as in "SANDBOX [PORT] | add SANDBOX SPEC...".
+// Options are left out. There always is one.
+func forms(usage string) (out []form) {
+	for part := range strings.SplitSeq(usage, " | ") {
+		f, option := form{}, false
+		for word := range strings.FieldsSeq(part) {
+			if option = option || strings.HasPrefix(word, "[-") || word == "[OPTIONS]"; option {
+				option = !strings.HasSuffix(word, "]")
+				continue
+			}
+			if len(word) > 1 && word[0] == '[' && strings.HasSuffix(word, "]") {
+				word = word[1 : len(word)-1]
+			}
+			word, f.more = strings.CutSuffix(word, "...")
+			f.names = append(f.names, word)
+		}
+		out = append(out, f)
+	}
+	return out
+}
+
+// next is what may come next, if the arguments until here are of the form.
+func (o *completion) next(f form) ([]offer, string) {
+	given := map[string]string{}
+	for i, arg := range o.line.args {
+		name := ""
+		switch {
+		case i < len(f.names):
+			name = f.names[i]
+		case f.more && len(f.names) > 0:
+			name = f.names[len(f.names)-1]
+		default:
+			return nil, thenSpace
+		}
+		if !notLiteral(name) && name != arg {
+			return nil, thenSpace
+		}
+		given[name] = arg
+	}
+	switch n := len(o.line.args); {
+	case n < len(f.names):
+		return o.operand(f.names[n], given)
+	case f.more && len(f.names) > 0:
+		again, then := o.operand(f.names[len(f.names)-1], given)
+		return slices.DeleteFunc(again, func(a offer) bool { return slices.Contains(o.line.args, a.word) }), then
+	}
+	return nil, thenSpace
+}
+
+// operand is what an argument, or a value, of that name may be; given are the
+// arguments before it.
+func (o *completion) operand(name string, given map[string]string) ([]offer, string) {
 	switch {
 	case name == "SANDBOX":
-		return o.sandboxes(""), thenSpace
+		return o.sandboxes(), thenSpace
 	case name == "NETWORK":
 		return o.networks(), thenSpace
 	case name == "NAME|ID":
-		return append(o.sandboxes(""), o.networks()...), thenSpace
+		return append(o.sandboxes(), o.networks()...), thenSpace
 	case name == "FILE", name == "PATH":
 		return nil, thenFiles
 	case name == "DIR", name == "BUNDLE":
@@ -166,23 +202,36 @@ func (o *completion) operand(name string) ([]offer, string) {
 		}
 		return commandNames(cmd), thenSpace
 	case name == "SPEC" || strings.HasPrefix(name, "PORT["):
-		return append(o.published(name), o.protocols()...), thenSpace
+		return append(o.published(name, given), o.protocols()...), thenSpace
+	case !notLiteral(name):
+		return []offer{{word: name}}, thenSpace
 	}
 	return words(alternatives(name)), thenSpace
 }
 
-const joinPrefix = "container:"
+// Values of --net that a name follows.
+const joinPrefix, networkPrefix = "container:", "name="
+
+func prefixed(prefix string, offers []offer) []offer {
+	for i := range offers {
+		offers[i].word = prefix + offers[i].word
+	}
+	return offers
+}
 
 // value is what may be given to an option.
 func (o *completion) value(f cli.Flag) ([]offer, string) {
 	name, text := optionUsage(f)
 	if names(f)[0] == "net" {
+		if strings.HasPrefix(o.begun, networkPrefix) {
+			return prefixed(networkPrefix, o.networks()), thenSpace
+		}
 		if strings.HasPrefix(o.begun, joinPrefix) {
-			return o.sandboxes(joinPrefix), thenSpace
+			return prefixed(joinPrefix, o.sandboxes()), thenSpace
 		}
 		return append(o.networks(), words([]string{"bridge", "host", "none", joinPrefix})...), thenSpace
 	}
-	offers, then := o.operand(name)
+	offers, then := o.operand(name, nil)
 	if len(offers) == 0 && then == thenSpace {
 		if list := choices(text); len(list) > 1 || name == "FORMAT" {
 			offers = words(list)
@@ -207,9 +256,15 @@ func choices(text string) []string {
 		text = list
 	}
 	text, _, _ = strings.Cut(text, " (")
-	list := strings.Split(strings.ReplaceAll(text, " or ", ", "), ", ")
-	if slices.ContainsFunc(list, notLiteral) {
-		return nil
+	text, _, _ = strings.Cut(text, ";")
+	var list []string
+	for choice := range strings.SplitSeq(strings.ReplaceAll(text, " or ", ", "), ", ") {
+		// What a literal is followed by may be named: "allow or deny CIDR".
+		word, rest, _ := strings.Cut(choice, " ")
+		if notLiteral(word) || rest != "" && (strings.Contains(rest, " ") || rest == strings.ToLower(rest)) {
+			return nil
+		}
+		list = append(list, word)
 	}
 	return list
 }
@@ -271,10 +326,10 @@ func (o *completion) command(at int) ([]offer, string) {
 }
 
 // sandboxes and networks are empty for those who may not know.
-func (o *completion) sandboxes(prefix string) []offer {
+func (o *completion) sandboxes() []offer {
 	var out []offer
 	for _, v := range o.views() {
-		out = append(out, offer{prefix + v.Name, strings.TrimSpace(v.Mode + "  " + addresses(v.Endpoints))})
+		out = append(out, offer{v.Name, strings.TrimSpace(v.Mode + "  " + addresses(v.Endpoints))})
 	}
 	return out
 }
@@ -290,18 +345,18 @@ func (o *completion) networks() []offer {
 	return out
 }
 
-// published are the ports of the sandbox that the line names first: as they
-// are inside, or as a SPEC published them.
-func (o *completion) published(name string) []offer {
+// published are the ports of the sandbox that is given: as they are inside or,
+// for a SPEC to remove, as it published them.
+func (o *completion) published(name string, given map[string]string) []offer {
 	var out []offer
 	for _, v := range o.views() {
 		for _, ep := range v.Endpoints {
 			for _, port := range ep.Ports {
 				switch {
-				case len(o.line.args) == 0 || o.line.args[0] != v.Name:
+				case given["SANDBOX"] != v.Name:
 				case name != "SPEC":
 					out = append(out, offer{fmt.Sprintf("%d/%s", port.Port, port.Proto), port.String()})
-				case o.line.last().Name == "rm":
+				case given["rm"] != "" || o.line.last().Name == "rm":
 					out = append(out, offer{word: port.String()})
 				}
 			}

@@ -72,14 +72,18 @@ func FuzzEnvironment(f *testing.F) {
 // FuzzHelp is about what completion reads out of help texts, and what a
 // terminal can show.
 func FuzzHelp(f *testing.F) {
-	for _, s := range []string{"[OPTIONS] SANDBOX [--] COMMAND [ARG...]", "bash|zsh|fish", "SANDBOX [PORT[/PROTO]]", "[--format text|json]", "of the log: text or json", "漢字 a\u0301", "]", "[]...", "| "} {
+	for _, s := range []string{"[OPTIONS] SANDBOX [--] COMMAND [ARG...]", "bash|zsh|fish", "SANDBOX [PORT[/PROTO]]", "[--format text|json]", "A [B] | add A C... | rm", "allow or deny CIDR[:PORT]; x", "of the log: text or json", "漢字 a\u0301", "]", "[]...", "| "} {
 		f.Add(s, 5)
 	}
 	f.Fuzz(func(t *testing.T, s string, limit int) {
-		places, _ := operands(s)
-		for _, place := range places {
-			if strings.ContainsFunc(place, unicode.IsSpace) {
-				t.Errorf("%q: argument %q", s, place)
+		if len(forms(s)) == 0 {
+			t.Errorf("%q: no form", s)
+		}
+		for _, form := range forms(s) {
+			for _, name := range form.names {
+				if strings.ContainsFunc(name, unicode.IsSpace) {
+					t.Errorf("%q: argument %q", s, name)
+				}
 			}
 		}
 		for _, c := range slices.Concat(choices(s), alternatives(s)) {

@@ -90,14 +90,20 @@ func (p page) synopsis() string {
 	if len(p.path) == 1 {
 		line += "[\\fIGLOBAL OPTIONS\\fR]\n"
 	}
-	if cmd.Arguments != "" {
-		line += arguments(cmd.Arguments) + "\n"
+	// One line for each form, and for each name of the command.
+	forms := strings.Split(cmd.Arguments, " | ")
+	line += arguments(forms[0]) + "\n"
+	add := func(words, form string) { line += ".br\n.B " + escape(words) + "\n" + arguments(form) + "\n" }
+	for _, form := range forms[1:] {
+		add(p.words(), form)
 	}
 	for _, alias := range cmd.Aliases {
-		other := p.path[:len(p.path)-1]
-		line += ".br\n.B " + escape(page{path: append(slices.Clone(other), command{Name: alias})}.words()) + "\n" + arguments(cmd.Arguments) + "\n"
+		above := slices.Clone(p.path[:len(p.path)-1])
+		for _, form := range forms {
+			add(page{path: append(above, command{Name: alias})}.words(), form)
+		}
 	}
-	return line
+	return strings.ReplaceAll(line, "\n\n", "\n")
 }
 
 // commands lists the subcommands, by topic where they have one.
