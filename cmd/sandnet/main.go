@@ -61,7 +61,7 @@ func (p *program) commands() *cli.Command {
 		return commands
 	}
 	root := &cli.Command{
-		Name: programName, HelpName: programName, ArgsUsage: "COMMAND",
+		Name: programName, HelpName: programName, ArgsUsage: "[OPTIONS] COMMAND",
 		Usage: "Network sandboxes without a daemon",
 		Flags: globalFlags(),
 	}

@@ -95,6 +95,17 @@ func TestOnATerminal(t *testing.T) {
 			t.Errorf("%v on a terminal:\n%s\notherwise:\n%s", args, got, want)
 		}
 	}
+	for _, args := range [][]string{{"create", "--help"}, {"--help"}} {
+		_, options, ok := strings.Cut(show(nil, 80, args...), "ptions:\n")
+		if !ok || strings.Count(options, "\n") < 5 {
+			t.Errorf("%v: no options:\n%s", args, options)
+		}
+		for line := range strings.Lines(options) {
+			if cells(strings.TrimSuffix(line, "\n")) > 80 {
+				t.Errorf("%v: too wide: %s", args, line)
+			}
+		}
+	}
 	if got, want := show(nil, 80, "rm", "nosuch"), "\x1b[1;31msandnet:\x1b[0m rm: no such sandbox: nosuch\n"; got != want {
 		t.Errorf("error: %q, want %q", got, want)
 	}

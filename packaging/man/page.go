@@ -87,9 +87,6 @@ func (p page) roff(written []section) string {
 func (p page) synopsis() string {
 	cmd := p.command()
 	line := ".B " + escape(p.words()) + "\n"
-	if len(p.path) == 1 {
-		line += "[\\fIGLOBAL OPTIONS\\fR]\n"
-	}
 	// One line for each form, and for each name of the command.
 	forms := strings.Split(cmd.Arguments, " | ")
 	line += arguments(forms[0]) + "\n"
