@@ -46,6 +46,48 @@ func FuzzDefinition(f *testing.F) {
 	})
 }
 
+// FuzzPortRange reads the kernel's range of clients' ports.
+func FuzzPortRange(f *testing.F) {
+	for _, s := range []string{"32768\t60999\n", "1024 65535", "49152 49152", "60999", "-1 70000", ""} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		if first, last := portsAbove(text); first < 49153 || last-first < 500 {
+			t.Errorf("%q: %d to %d", text, first, last)
+		}
+	})
+}
+
+// FuzzLocalPrefix reads the file with the prefix of the host's IPv6 networks.
+func FuzzLocalPrefix(f *testing.F) {
+	for _, s := range []string{"fd3b:a84d:3cd7::/48\n", "fd3b:a84d:3cd7::/64", "2001:db8::/48", "10.0.0.0/8", "fd00::1/48", "x", ""} {
+		f.Add([]byte(s))
+	}
+	paths, err := PathsFor(f.TempDir())
+	if err != nil {
+		f.Fatal(err)
+	}
+	m := &Manager{paths: paths}
+	if err := os.MkdirAll(paths.Lib, 0o700); err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if err := os.WriteFile(paths.localPrefix(), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		p, err := m.localPrefix()
+		if err != nil {
+			return
+		}
+		if p.Bits() != 48 || p.Masked() != p || p.Addr().As16()[0] != 0xfd {
+			t.Errorf("%q: %v", data, p)
+		}
+		if again, err := m.localPrefix(); err != nil || again != p {
+			t.Errorf("%q: %v, then %v, %v", data, p, again, err)
+		}
+	})
+}
+
 // FuzzMeta reads what a sandbox's record says beside its plan.
 func FuzzMeta(f *testing.F) {
 	f.Add([]byte(`{"spec":{"id":"x","name":"web","mode":"bridge"},"netns":"/run/netns/web","created":"2026-01-02T03:04:05Z","endpoints":null,"pid":7,"start":9}`))

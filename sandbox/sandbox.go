@@ -339,12 +339,14 @@ func (m *Manager) publisher(p spec.Port) string {
 // ephemeralRange lies above the ports that the host itself hands out to
 // clients: those are chosen without bind(2), which a reservation would see.
 func ephemeralRange() (first, last uint16) {
+	b, _ := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	return portsAbove(string(b))
+}
+
+// portsAbove lies above the range in a text like "32768 60999".
+func portsAbove(text string) (first, last uint16) {
 	first, last = 49153, 65535
-	b, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
-	if err != nil {
-		return first, last
-	}
-	f := strings.Fields(string(b))
+	f := strings.Fields(text)
 	if len(f) == 2 {
 		if high, err := strconv.ParseUint(f[1], 10, 16); err == nil && high >= 49152 && high < 65000 {
 			first = uint16(high) + 1

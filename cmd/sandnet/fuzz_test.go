@@ -1,11 +1,15 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"slices"
 	"strings"
 	"testing"
 	"unicode"
+
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/sandnet/sandnet/internal/spec"
 )
@@ -65,6 +69,35 @@ func FuzzEnvironment(f *testing.F) {
 		}
 		if set && (n != 1 || !slices.Contains(out, change)) {
 			t.Errorf("%q with %q: %q", own, change, out)
+		}
+	})
+}
+
+// FuzzCNI reads the configuration and the arguments that a runtime sends.
+func FuzzCNI(f *testing.F) {
+	f.Add(`{"cniVersion":"1.0.0","name":"lab","type":"sandnet","runtimeConfig":{"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"TCP"}],"ips":["10.1.2.3/24"],"mac":"02:42:00:00:00:01"}}`, "IP=10.0.0.7;MAC=02:00:00:00:00:01")
+	f.Add(`{"network":"host"}`, "")
+	f.Add(`{"network":"container:x","mtu":-1}`, ";=;IP")
+	f.Add(`{"runtimeConfig":{"portMappings":[{"hostPort":-1,"hostIP":"::"}],"ips":["::1","x"]}}`, "IP=")
+	f.Fuzz(func(t *testing.T, config, args string) {
+		c := &cniCall{args: &skel.CmdArgs{ContainerID: "c", IfName: "eth0", Args: args}}
+		if _, err := spec.ReadJSON(strings.NewReader(config), "network configuration", &c.conf); err != nil {
+			return
+		}
+		c.conf.Network = cmp.Or(c.conf.Network, spec.DefaultNetwork)
+		s, err := c.sandbox()
+		var input *spec.InputError
+		if err != nil {
+			if !errors.As(err, &input) || cniError(err).Code != types.ErrInvalidNetworkConfig && cniError(err).Code != types.ErrInvalidEnvironmentVariables {
+				t.Errorf("%q %q: %v", config, args, err)
+			}
+			return
+		}
+		if s.Mode != spec.ModeBridge || len(s.Attach) != 1 {
+			t.Errorf("%q %q: %+v", config, args, s)
+		}
+		if err := s.Validate(); err != nil {
+			t.Errorf("%q %q: parsed, but not valid: %v", config, args, err)
 		}
 	})
 }

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -20,7 +22,15 @@ func FuzzMountinfo(f *testing.F) {
 	f.Add([]byte("36 35 0:29 / /sys rw - sysfs sysfs rw\n37 36 0:30 / /proc rw - proc proc rw"))
 	f.Add([]byte(" /sys  - sysfs"))
 	f.Add([]byte("1 2 3 4 /sys - sysfs ../../etc"))
+	f.Add([]byte("36 35 0:29 / /sys/fs/cgroup rw - cgroup2 cgroup rw"))
+	file := filepath.Join(f.TempDir(), "mountinfo")
 	f.Fuzz(func(t *testing.T, info []byte) {
+		if err := os.WriteFile(file, info, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if dir := cgroup2Mount(file); dir != "" && (!isCgroup2(dir) || !bytes.Contains(info, []byte(dir))) {
+			t.Errorf("cgroup2 at %q", dir)
+		}
 		names := netnsOnSys(info)
 		if len(names) > bytes.Count(info, []byte("sysfs")) {
 			t.Errorf("%d names: %q", len(names), names)
