@@ -196,7 +196,7 @@ func (m *Manager) NetnsOf(ctx context.Context, ref string) (string, error) {
 	if err := m.begin(ctx); err != nil {
 		return "", err
 	}
-	b := &build{m: m, s: spec.Sandbox{Name: "oci-patch", Mode: spec.ModeContainer, Join: ref}}
+	b := &build{m: m, dry: true, s: spec.Sandbox{Name: "oci-patch", Mode: spec.ModeContainer, Join: ref}}
 	err := b.join()
 	return b.facts.JoinPath, err
 }

@@ -55,7 +55,7 @@ func Address(ep spec.Endpoint, p spec.Port) (netip.Addr, bool) {
 // Reserve plans the reservation of the host's port, and at the end what is to
 // be forgotten of it.
 func Reserve(s spec.Sandbox, p spec.Port, to netip.Addr) (first, last []plan.Object) {
-	first = []plan.Object{plan.HostPort{Proto: string(p.Proto), IP: p.HostIP, Port: p.HostPort, To: onLoopback6(p, to), Owner: owner(s.ID)}}
+	first = []plan.Object{plan.HostPort{Proto: string(p.Proto), IP: p.HostIP, Port: p.HostPort, To: onLoopback6(p, to), Owner: owner(s.Name)}}
 	if p.Proto == spec.UDP && !OnLoopback6(p) {
 		last = []plan.Object{plan.Flow{IP: p.HostIP, Port: p.HostPort, To: netip.AddrPortFrom(to, p.Port)}}
 	}
@@ -75,10 +75,11 @@ func onLoopback6(p spec.Port, to netip.Addr) netip.AddrPort {
 	return netip.AddrPortFrom(to, p.Port)
 }
 
-// owner is what a sandbox's reservations are known by, made of its ID.
-func owner(id string) uint32 {
+// owner is what a sandbox's reservations are known by, made of its name, which
+// nobody else is given before the last of them is gone.
+func owner(sandbox string) uint32 {
 	h := fnv.New32a()
-	h.Write([]byte(id))
+	h.Write([]byte(sandbox))
 	return h.Sum32()
 }
 

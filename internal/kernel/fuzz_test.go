@@ -10,7 +10,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/sandnet/sandnet/internal/firewall"
+	"github.com/sandnet/sandnet/internal/firewall/nftables"
 	"github.com/sandnet/sandnet/internal/plan"
 )
 
@@ -103,9 +103,11 @@ func FuzzIptablesRule(f *testing.F) {
 
 func FuzzCompileRule(f *testing.F) {
 	var table plan.Table
-	for _, o := range firewall.Host(0x5300) {
+	for _, o := range (nftables.Firewall{}).Host(0x5300, "") {
 		if t, ok := o.(plan.Table); ok {
-			table = t
+			if t.Family == "inet" {
+				table = t
+			}
 			for _, c := range t.Chains {
 				for _, r := range c.Rules {
 					f.Add(r)

@@ -2,6 +2,7 @@ package record
 
 import (
 	"encoding/json"
+	"log/slog"
 	"os"
 	"reflect"
 	"testing"
@@ -19,7 +20,7 @@ func FuzzLoad(f *testing.F) {
 	for _, data := range [][]byte{good, good[:len(good)/2], {}, []byte("null"), []byte(`{"owner":"../x","objects":[null]}`), []byte(`{"objects":[{"kind":"warp"}]}`)} {
 		f.Add(data)
 	}
-	s := New(f.TempDir())
+	s := New(f.TempDir(), slog.New(slog.DiscardHandler))
 	if err := s.Save(plan.Plan{Owner: "x"}); err != nil {
 		f.Fatal(err)
 	}

@@ -11,7 +11,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/sandnet/sandnet/internal/firewall"
+	"github.com/sandnet/sandnet/internal/firewall/nftables"
 	"github.com/sandnet/sandnet/internal/plan"
 	"github.com/sandnet/sandnet/tests/lab"
 )
@@ -154,7 +154,7 @@ func masked(s string) string {
 // The pages name the firewall's own sets and chains.
 func TestNamesInPictures(t *testing.T) {
 	known := map[string]bool{}
-	for _, o := range firewall.Host(0) {
+	for _, o := range (nftables.Firewall{}).Host(0, "") {
 		if table, ok := o.(plan.Table); ok {
 			for _, s := range table.Sets {
 				known["@"+s.Name] = true
