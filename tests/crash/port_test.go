@@ -7,8 +7,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/sandnet/sandnet/tests/lab"
 )
 
 // A command that is killed before it has reserved its port leaves it to
