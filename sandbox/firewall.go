@@ -44,7 +44,9 @@ func (m *Manager) makeHost(ctx context.Context) error {
 	case err != nil:
 		return err
 	case changed > 0:
-		return m.mendRules(ctx, changed)
+		more, err := m.mendRules(ctx)
+		m.sayMended(changed + more)
+		return err
 	case state != hostVerified:
 		m.host.SetVerified(noteOf(want))
 	}

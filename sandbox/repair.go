@@ -275,15 +275,20 @@ func (m *Manager) mendHost(ctx context.Context) error {
 		return err
 	}
 	lines, err := m.mend(ctx, p)
-	return errors.Join(err, m.mendRules(ctx, len(lines)))
+	changes, e := m.mendRules(ctx)
+	// Rules alone may be missing because their sandbox is just being made.
+	if len(lines) > 0 {
+		m.sayMended(len(lines) + changes)
+	}
+	return errors.Join(err, e)
 }
 
-// mendRules puts back everybody's rules and reserved ports, after so many
-// changes to what all networks share. The caller has the host's lock.
-func (m *Manager) mendRules(ctx context.Context, changes int) error {
+// mendRules puts back everybody's rules and reserved ports. The caller has the
+// host's lock.
+func (m *Manager) mendRules(ctx context.Context) (changes int, err error) {
 	owners, err := m.store.Owners()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	for _, owner := range owners {
 		p, err := m.store.Load(owner)
@@ -303,10 +308,11 @@ func (m *Manager) mendRules(ctx context.Context, changes int) error {
 			}
 		}
 	}
-	if changes > 0 {
-		m.log.Warn("mended the firewall and the settings of the host: somebody had changed them", "changes", changes)
-	}
-	return nil
+	return changes, nil
+}
+
+func (m *Manager) sayMended(changes int) {
+	m.log.Warn("mended the firewall and the settings of the host: somebody had changed them", "changes", changes)
 }
 
 // intact reports whether a network's links and addresses are what its plan

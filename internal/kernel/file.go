@@ -266,8 +266,11 @@ func editHosts(file string, edit func(string) string) error {
 	if err != nil {
 		return err
 	}
-	text := edit(strings.TrimRight(string(old), "\n") + "\n")
-	if text == string(old) {
+	text := strings.TrimRight(string(old), "\n") + "\n"
+	if text == "\n" { // whoever made it was killed before writing
+		text = plan.LocalHosts
+	}
+	if text = edit(text); text == string(old) {
 		return nil
 	}
 	crash.Point("hosts " + file)
