@@ -2,11 +2,13 @@ package sandbox
 
 import (
 	"encoding/json"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"testing"
 
 	"github.com/sandnet/sandnet/internal/plan"
+	"github.com/sandnet/sandnet/internal/record"
 )
 
 // FuzzDefinition reads network definitions as an editor may leave them.
@@ -19,7 +21,7 @@ func FuzzDefinition(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	m := &Manager{paths: paths}
+	m := &Manager{paths: paths, store: record.New(paths.Run, slog.New(slog.DiscardHandler))}
 	if err := os.MkdirAll(filepath.Dir(paths.network("lan")), 0o700); err != nil {
 		f.Fatal(err)
 	}

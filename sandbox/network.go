@@ -31,7 +31,7 @@ func (m *Manager) loadNetwork(name string) (spec.Network, error) {
 	if err != nil {
 		return n, err
 	}
-	if err := json.Unmarshal(data, &n); err != nil || n.Name != name || len(n.Subnets) == 0 || len(n.Gateways) < len(n.Subnets) {
+	if err := json.Unmarshal(data, &n); err != nil || n.Name != name || len(n.Subnets) == 0 || len(n.Gateways) != len(n.Subnets) {
 		if err == nil {
 			err = errors.New("it is incomplete")
 		}
@@ -42,9 +42,6 @@ func (m *Manager) loadNetwork(name string) (spec.Network, error) {
 			return n, err
 		}
 		return spec.Network{}, &NotFoundError{"network", name}
-	}
-	if len(n.Subnets) == 0 || len(n.Gateways) != len(n.Subnets) {
-		return n, fmt.Errorf("definition of network %s: %d subnets with %d gateways", name, len(n.Subnets), len(n.Gateways))
 	}
 	return n, nil
 }
