@@ -39,6 +39,7 @@ var imports = map[string][]string{
 		"golang.org/x/sys/unix"},
 	"modes":         {"internal/spec", "internal/plan"},
 	"sandbox":       {"internal/spec", "internal/plan", "internal/reconcile", "internal/crash", "golang.org/x/sys/unix"},
+	"overlay":       {"internal/plan"},
 	"packaging/man": {},
 	"cmd/sandnet": {"internal/spec", "internal/plan", "internal/reconcile", "internal/record", "internal/kernel", "internal/firewall/nftables", "internal/firewall/iptables", "modes", "sandbox", "github.com/urfave/cli/v2", "golang.org/x/sys/unix", "golang.org/x/text/width",
 		"github.com/opencontainers/runtime-spec/specs-go", "github.com/containernetworking/cni/"},
