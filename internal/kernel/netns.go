@@ -167,6 +167,11 @@ func (k *Kernel) deleteNetns(ctx context.Context, n plan.Netns, links []plan.Lin
 			return nil
 		}
 		held = len(links) > 0 && len(k.Holders(n.Path)) > 0
+		if n.Join == "" {
+			if err := dropOrphans(n.Path); err != nil {
+				return err
+			}
+		}
 	}
 	k.forget(n.Path)
 	if err := unpin(n.Path); err != nil {

@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"fmt"
+	"io"
+	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -258,4 +260,42 @@ func TestContainerConflicts(t *testing.T) {
 	} {
 		h.Refused(2, nil, append([]string{"create", "--net", "container:web"}, args...)...)
 	}
+}
+
+// TestRmEndsConnections: a connection that nobody has any more, and whose peer
+// does not answer, does not keep a removed sandbox's links alive.
+func TestRmEndsConnections(t *testing.T) {
+	t.Parallel()
+	h := lab.NewHost(t)
+	before := used(t, h)
+	h.OK("network", "create", "six", "--ipv6")
+	for _, name := range []string{"web", "client"} {
+		h.OK("create", "--name", name, "--net", "six")
+	}
+	web, client := h.Sandbox("web"), h.Sandbox("client")
+	var open []io.Closer
+	for _, a := range inspect(t, h, "web").Endpoints[0].Addresses {
+		at := net.JoinHostPort(a.Addr().String(), "80")
+		var l net.Listener
+		var there, here net.Conn
+		var err error
+		web.Do(func() { l, err = net.Listen("tcp", at) })
+		if err == nil {
+			client.Do(func() { there, err = net.DialTimeout("tcp", at, time.Second) })
+		}
+		if err == nil {
+			here, err = l.Accept()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		open = append(open, l, there, here)
+	}
+	client.Must("ip", "link", "set", "eth0", "down")
+	for _, c := range open {
+		c.Close()
+	}
+	h.OK("rm", "web", "client")
+	h.OK("network", "rm", "six")
+	h.Unchanged(before, "rm of everything")
 }
