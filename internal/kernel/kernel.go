@@ -44,6 +44,10 @@ func (k *Kernel) Close() {
 	for path := range k.conns {
 		k.forget(path)
 	}
+	if c := k.verified.conn; c != nil {
+		c.close()
+		k.verified.conn = nil
+	}
 	for _, r := range k.reapers {
 		r.dismiss()
 	}

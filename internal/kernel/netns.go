@@ -163,15 +163,12 @@ func unpin(path string) error {
 func (k *Kernel) deleteNetns(ctx context.Context, n plan.Netns, links []plan.Link) error {
 	held := true // by whom it was held, when it was unpinned by a removal that was killed
 	if pinned(n.Path) {
-		if n.Join == "" && !k.ours(n) {
-			return nil
-		}
-		held = len(links) > 0 && len(k.Holders(n.Path)) > 0
 		if n.Join == "" {
-			if err := dropOrphans(n.Path); err != nil {
+			if ours, err := k.endConnections(n); !ours || err != nil {
 				return err
 			}
 		}
+		held = len(links) > 0 && len(k.Holders(n.Path)) > 0
 	}
 	k.forget(n.Path)
 	if err := unpin(n.Path); err != nil {

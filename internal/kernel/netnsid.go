@@ -17,15 +17,23 @@ func netnsIdentity() (cookie uint64, inode uint32, err error) {
 		return 0, 0, os.NewSyscallError("socket", err)
 	}
 	defer unix.Close(fd)
-	cookie, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
-	if err != nil {
-		return 0, 0, fmt.Errorf("kernel lacks network namespace cookies (Linux 5.14): %w", err)
+	if cookie, err = netnsCookie(fd); err != nil {
+		return 0, 0, err
 	}
 	var st unix.Stat_t
 	if err := unix.Stat("/proc/thread-self/ns/net", &st); err != nil {
 		return 0, 0, &os.PathError{Op: "stat", Path: "/proc/thread-self/ns/net", Err: err}
 	}
 	return cookie, uint32(st.Ino), nil
+}
+
+// netnsCookie is the number, never used again, of a socket's network namespace.
+func netnsCookie(fd int) (uint64, error) {
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	if err != nil {
+		err = fmt.Errorf("kernel lacks network namespace cookies (Linux 5.14): %w", err)
+	}
+	return cookie, err
 }
 
 // Inode numbers of the first namespaces, include/linux/proc_ns.h.

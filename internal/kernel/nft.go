@@ -32,11 +32,10 @@ const nftaTableUserdata = 6
 // ensureNft makes tables and elements exist. In the ordinary case it is one
 // dump per table and one transaction for all elements.
 func (v *verified) ensureNft(objs []plan.Object) (changed int, err error) {
-	c, err := dialNfnl()
+	c, err := v.dial()
 	if err != nil {
 		return 0, err
 	}
-	c.verified = v
 	defer c.close()
 	for _, t := range only[plan.Table](objs) {
 		made, err := c.ensureTable(t)
@@ -57,11 +56,10 @@ func (v *verified) ensureNft(objs []plan.Object) (changed int, err error) {
 // deleteNft removes tables and elements. An element that has got other data
 // is somebody else's by now and stays; so does a table that is not ours.
 func (v *verified) deleteNft(objs []plan.Object) error {
-	c, err := dialNfnl()
+	c, err := v.dial()
 	if err != nil {
 		return err
 	}
-	c.verified = v
 	defer c.close()
 	tables, elements, chains := only[plan.Table](objs), only[plan.Element](objs), only[plan.TableChain](objs)
 	// What goes with its table needs no deletion of its own.

@@ -54,12 +54,13 @@ func dialNfnl() (*nfnl, error) {
 // socket is left in flight on a unix socket that nobody but itself holds,
 // which the kernel's garbage collector finds and clears away.
 func (c *nfnl) close() {
-	defer unix.Close(c.fd)
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
+		unix.Close(c.fd)
 		return
 	}
 	_ = unix.Sendmsg(pair[1], []byte{0}, unix.UnixRights(c.fd, pair[0]), nil, 0)
+	unix.Close(c.fd) // before the collector runs: who is last has to wait
 	unix.Close(pair[0])
 	unix.Close(pair[1]) // sets off the collector
 }

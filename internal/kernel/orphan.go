@@ -7,6 +7,8 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/sandnet/sandnet/internal/plan"
 )
 
 // Lengths of what sock_diag(7) sends, and the TCP states of
@@ -34,29 +36,36 @@ func (r diagRequest) Serialize() []byte {
 	return b
 }
 
-// dropOrphans ends the TCP connections in the namespace at path that no process
+// endConnections ends the TCP connections in a namespace of ours that no process
 // has any more. One whose peer is gone, too, would send its last segment again
 // for two minutes, and until then keep the namespace, with its links, alive.
 // Kernels without CONFIG_INET_DIAG_DESTROY leave it at that.
-func dropOrphans(path string) error {
-	err := inNetns(path, func() error {
+func (k *Kernel) endConnections(n plan.Netns) (ours bool, err error) {
+	err = inNetns(n.Path, func() error {
+		c, err := dialRtnl()
+		if err != nil {
+			return err
+		}
+		defer c.close()
+		if lo, err := c.link("lo"); err != nil || lo.group != n.Mark {
+			return nil
+		}
+		ours = true
 		fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
 		if err != nil {
 			return err
 		}
-		c := &rtnl{fd: fd}
-		defer c.close()
-		for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-			if err := c.dropOrphans(family); err != nil {
-				return err
-			}
-		}
-		return nil
+		diag := &rtnl{fd: fd}
+		defer diag.close()
+		return errors.Join(diag.dropOrphans(unix.AF_INET), diag.dropOrphans(unix.AF_INET6))
 	})
-	if err == nil || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.ENOENT) {
-		return nil
+	if !ours || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.ENOENT) {
+		return ours, nil
 	}
-	return fmt.Errorf("close connections in %s: %w", path, err)
+	if err != nil {
+		err = fmt.Errorf("close connections in %s: %w", n.Path, err)
+	}
+	return ours, err
 }
 
 func (c *rtnl) dropOrphans(family uint8) error {

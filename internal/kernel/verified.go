@@ -26,6 +26,23 @@ type verified struct {
 	cookie      uint64
 	generation  uint32
 	note        string
+	// conn is of the last Verified, for the transaction that follows.
+	conn *nfnl
+}
+
+// dial gives the connection that Verified has left, or a new one. Closing one
+// may keep other transactions waiting; see close.
+func (v *verified) dial() (*nfnl, error) {
+	if v != nil && v.conn != nil {
+		c := v.conn
+		v.conn = nil
+		return c, nil
+	}
+	c, err := dialNfnl()
+	if err == nil {
+		c.verified = v
+	}
+	return c, err
 }
 
 // RememberIn says in which file the kernel's rule set is known again.
@@ -36,13 +53,16 @@ func (k *Kernel) RememberIn(path string) { k.verified.path = path }
 func (k *Kernel) Verified() (note string, ok bool) {
 	v := &k.verified
 	v.load()
-	c, err := dialNfnl()
-	if v.path == "" || err != nil {
+	if v.path == "" {
 		return "", false
 	}
-	defer c.close()
+	c, err := v.dial()
+	if err != nil {
+		return "", false
+	}
+	v.conn = c
 	now, err := c.generation()
-	cookie, _, cookieErr := netnsIdentity()
+	cookie, cookieErr := netnsCookie(c.fd)
 	if err != nil || cookieErr != nil || legacyTables() {
 		v.valid, v.cookie = false, 0
 		return "", false
@@ -95,7 +115,7 @@ func (v *verified) transact(c *nfnl, build func(begin []byte) []byte, changes fu
 	v.load()
 	if v.valid {
 		// Only in the namespace that the file is about.
-		cookie, _, err := netnsIdentity()
+		cookie, err := netnsCookie(c.fd)
 		v.valid = err == nil && cookie == v.cookie
 	}
 	if !v.valid {
