@@ -2,7 +2,6 @@ package sandbox
 
 import (
 	"cmp"
-	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -11,6 +10,8 @@ import (
 	"os"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sandnet/sandnet/internal/crash"
 	"github.com/sandnet/sandnet/internal/spec"
@@ -141,8 +142,8 @@ func (m *Manager) localPrefix() (netip.Prefix, error) {
 		return netip.Prefix{}, err
 	}
 	id := [16]byte{0: 0xfd}
-	if _, err := rand.Read(id[1:6]); err != nil {
-		return netip.Prefix{}, err
+	if n, err := unix.Getrandom(id[1:6], 0); n != 5 {
+		return netip.Prefix{}, fmt.Errorf("getrandom: %w", err)
 	}
 	p := netip.PrefixFrom(netip.AddrFrom16(id), 48)
 	if err := os.MkdirAll(m.paths.Lib, 0o700); err != nil {
