@@ -111,14 +111,12 @@ func (k *Kernel) createLink(host *rtnl, l plan.Link, master int) error {
 		}
 		return err
 	})
+	if l.Isolated || l.Hairpin { // a new port has neither
+		setPort(host, l)
+	}
 	raise(host, l.Name)
 	if err := host.flush(); err != nil {
 		return err
-	}
-	if l.Isolated || l.Hairpin { // a new port has neither
-		if err := setPort(host, l); err != nil {
-			return err
-		}
 	}
 	if l.Type != plan.Veth {
 		return nil
@@ -163,32 +161,19 @@ func raise(c *rtnl, name string) {
 	c.add("link "+name+" up", setLink(name, unix.IFF_UP), nil)
 }
 
-// setPort sets the flags of a bridge port, which goes by its index alone.
-func setPort(c *rtnl, l plan.Link) error {
-	if l.Master == "" {
-		return nil
-	}
-	return writePort(c, l)
-}
-
-func writePort(c *rtnl, l plan.Link) error {
-	have, err := c.link(l.Name)
-	if err != nil {
-		return fmt.Errorf("link %s: %w", l.Name, err)
-	}
-	if have.isolated == l.Isolated && have.hairpin == l.Hairpin {
-		return nil
-	}
-	req := nl.NewNetlinkRequest(unix.RTM_SETLINK, 0)
-	msg := nl.NewIfInfomsg(unix.AF_BRIDGE)
-	msg.Index = int32(have.index)
-	req.AddData(msg)
-	port := nl.NewRtAttr(unix.IFLA_PROTINFO|unix.NLA_F_NESTED, nil)
+// setPort queues what sets the flags of a bridge port. It goes by the port's
+// name (IFLA_INFO_SLAVE_DATA), and so into one batch with what makes the link.
+func setPort(c *rtnl, l plan.Link) {
+	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, 0)
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(l.Name)))
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_SLAVE_KIND, nl.NonZeroTerminated(string(plan.Bridge)))
+	port := info.AddRtAttr(nl.IFLA_INFO_SLAVE_DATA, nil)
 	port.AddRtAttr(nl.IFLA_BRPORT_ISOLATED, boolAttr(l.Isolated))
 	port.AddRtAttr(nl.IFLA_BRPORT_MODE, boolAttr(l.Hairpin))
-	req.AddData(port)
+	req.AddData(info)
 	c.add("link "+l.Name+" port", req, nil)
-	return c.flush()
 }
 
 func boolAttr(on bool) []byte {
@@ -237,10 +222,11 @@ func (k *Kernel) adjustLink(host *rtnl, l plan.Link, have linkInfo, master int) 
 		}
 	}
 	// A new master has taken the port's flags.
-	if changed || l.Master != "" && (have.isolated != l.Isolated || have.hairpin != l.Hairpin) {
-		return 1, setPort(host, l)
+	if l.Master != "" && (changed || have.isolated != l.Isolated || have.hairpin != l.Hairpin) {
+		setPort(host, l)
+		return 1, host.flush()
 	}
-	return 0, nil
+	return boolInt(changed), nil
 }
 
 // deleteLink removes a link at once, which costs an RCU grace period for a veth.

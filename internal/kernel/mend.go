@@ -217,13 +217,11 @@ func (k *Kernel) mendLink(ctx context.Context, l plan.Link) error {
 		return err
 	}
 	raise(host, l.Name)
+	if l.Master != "" {
+		setPort(host, l)
+	}
 	if err := host.flush(); err != nil {
 		return err
-	}
-	if l.Master != "" {
-		if err := writePort(host, l); err != nil {
-			return err
-		}
 	}
 	if l.Type != plan.Veth {
 		return nil
