@@ -15,7 +15,7 @@ shells=(bash:bash zsh:zsh fish:fish /usr/share/bash-completion/bash_completion:b
 shown=(python3:python3 curl:curl jq:jq ss:iproute2 getent:libc-bin)
 test=(ip:iproute2 nft:nftables iptables:iptables ipset:ipset ps:procps ping:iputils-ping "${runtimes[@]}" "${shells[@]}" "${shown[@]}")
 # The bench measures beside the last two.
-bench=(ip:iproute2 nft:nftables iperf3:iperf3 iptables:iptables
+bench=(ip:iproute2 nft:nftables iperf3:iperf3 iptables:iptables crun:crun busybox:busybox-static
 	/usr/lib/cni/bridge:containernetworking-plugins /usr/lib/podman/netavark:netavark)
 vm=(ruby:ruby vagrant:vagrant)
 

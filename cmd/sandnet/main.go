@@ -36,9 +36,6 @@ import (
 var version, commit = "dev", ""
 
 func main() {
-	if kernel.Reaper() {
-		return
-	}
 	kernel.BecomeHeld()
 	p := &program{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
 	os.Exit(p.main(os.Args[1:]))
@@ -193,7 +190,6 @@ func openHost(root, kind string, log *slog.Logger) (*sandbox.Manager, error) {
 		return nil, err
 	}
 	host := kernel.New(paths.Mark, paths.Netns)
-	host.UseReapers()
 	host.RememberIn(filepath.Join(paths.Run, "verified"))
 	bridge := modes.Bridge{Firewall: fw}
 	return sandbox.New(paths, host, store, log,

@@ -26,9 +26,6 @@ type Kernel struct {
 	conns    map[string]*rtnl // by namespace path; "" is the host
 	index    map[string]int   // "NETNS LINK" to interface index
 	fresh    chan freshNetns  // see PrepareNetns
-	reapers  []*reaper        // that wait for work
-	// useReapers is what UseReapers says.
-	useReapers bool
 	// conflicts are routes of which flush found another one in their place.
 	conflicts []plan.Route
 	verified  verified
@@ -48,10 +45,6 @@ func (k *Kernel) Close() {
 		c.close()
 		k.verified.conn = nil
 	}
-	for _, r := range k.reapers {
-		r.dismiss()
-	}
-	k.reapers = nil
 }
 
 func (k *Kernel) forget(path string) {
@@ -240,11 +233,6 @@ func (k *Kernel) Delete(ctx context.Context, objs []plan.Object) error {
 			links[o.Name] = true
 		}
 	}
-	for _, o := range objs {
-		if l, ok := o.(plan.Link); ok && !dying[l.PeerNetns] {
-			k.callReaper()
-		}
-	}
 	goesWith := func(o plan.Object) bool {
 		switch o := o.(type) {
 		case plan.Link:
@@ -308,11 +296,11 @@ func (k *Kernel) deleteOne(ctx context.Context, o plan.Object) error {
 		if err != nil {
 			return absentIsFine(err)
 		}
-		if have.group != o.Mark {
+		if have.group != o.Mark && have.group != doomed(o.Mark) {
 			return nil // somebody else's by now
 		}
 		clear(k.index)
-		return k.reap(host, o.Name)
+		return reap(host, o.Name, o.Mark)
 	case plan.Addr:
 		return k.deleteAddr(o)
 	case plan.Route:

@@ -418,8 +418,8 @@ func (k *Kernel) ownedLinks(context.Context) ([]plan.Object, error) {
 	}
 	var out []plan.Object
 	for _, l := range links {
-		if a := l.Attrs(); a.Group == k.mark && l.Type() != "loopback" {
-			out = append(out, plan.Link{Name: a.Name, Type: plan.LinkType(l.Type()), MTU: a.MTU, Mark: a.Group})
+		if a := l.Attrs(); (a.Group == k.mark || a.Group == doomed(k.mark)) && l.Type() != "loopback" {
+			out = append(out, plan.Link{Name: a.Name, Type: plan.LinkType(l.Type()), MTU: a.MTU, Mark: k.mark})
 		}
 	}
 	return out, nil

@@ -2,9 +2,10 @@ package kernel
 
 import (
 	"errors"
-	"io"
-	"os"
+	"fmt"
+	"runtime"
 	"time"
+	"unsafe"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -15,115 +16,55 @@ import (
 // A link that is deleted is gone within a millisecond or two; then the thread
 // that deleted it waits for RCU grace periods, 15 to 25 ms, in which nothing
 // happens that anybody could see (unregister_netdevice_many and netdev_run_todo
-// in net/core/dev.c). Therefore another
-// process does it, the reaper: it starts while we are still busy with other
-// things, and may be waiting when we have ended.
+// in net/core/dev.c). A process cannot end before its threads. Therefore
+// another process does it, the reaper: a fork that sends one datagram and ends.
+//
+// rtnetlink has one lock for the whole machine, and a deletion holds it while it
+// waits. Reapers therefore doom their link, and then delete all that are doomed:
+// those that had to wait for one another are done by the first, all in one go.
 
 const (
-	reaperName = "sandnet-reaper"
-	reaperFD   = 3
 	// reaperPatience is how long a reaper may take until we do its work.
 	reaperPatience = 500 * time.Millisecond
 	reaperPoll     = 100 * time.Microsecond
 )
 
-// Reaper does the reaper's work, if that is what this process was started for:
-// see UseReapers.
-func Reaper() bool {
-	if len(os.Args) != 1 || os.Args[0] != reaperName {
-		return false
-	}
-	// The whole message or, from a process that was killed, nothing.
-	if msg, err := io.ReadAll(os.Stdin); err == nil && len(msg) > 0 {
-		_ = unix.Sendto(reaperFD, msg, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
-	}
-	return true
-}
+// doomed is the group of links with this mark that are about to be deleted.
+func doomed(mark uint32) uint32 { return mark + 1<<24 }
 
-// reaper is one that waits to be told what to delete.
-type reaper struct {
-	// work is a pipe to it; sock is its rtnetlink socket, in the host's namespace.
-	work, sock *os.File
-}
-
-func startReaper() (*reaper, error) {
-	c, err := dialRtnl()
-	if err != nil {
-		return nil, err
-	}
-	r := &reaper{sock: os.NewFile(uintptr(c.fd), "rtnetlink")}
-	in, work, err := os.Pipe()
-	if err != nil {
-		r.sock.Close()
-		return nil, err
-	}
-	defer in.Close()
-	r.work = work
-	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
-	if err != nil {
-		r.dismiss()
-		return nil, err
-	}
-	defer null.Close()
-	p, err := os.StartProcess("/proc/self/exe", []string{reaperName},
-		&os.ProcAttr{Dir: "/", Env: []string{}, Files: []*os.File{in, null, null, r.sock}})
-	if err != nil {
-		r.dismiss()
-		return nil, err
-	}
-	return r, p.Release()
-}
-
-// UseReapers has links deleted by other processes of this program, whose main
-// function therefore begins with Reaper.
-func (k *Kernel) UseReapers() { k.useReapers = true }
-
-// callReaper starts a reaper for a link that will be deleted soon. Without one,
-// deleting only takes longer.
-func (k *Kernel) callReaper() {
-	if !k.useReapers {
-		return
-	}
-	if r, err := startReaper(); err == nil {
-		k.reapers = append(k.reapers, r)
-	}
-}
-
-// reap deletes a link.
-func (k *Kernel) reap(host *rtnl, name string) error {
-	if len(k.reapers) == 0 {
-		k.callReaper()
-	}
-	if n := len(k.reapers); n > 0 {
-		r := k.reapers[n-1]
-		k.reapers = k.reapers[:n-1]
-		if r.deleteLink(name) == nil {
-			return nil
-		}
+// reap deletes a link and returns when it is gone.
+func reap(host *rtnl, name string, mark uint32) error {
+	if sendDelete(name, doomed(mark)) == nil && awaitGone(name) == nil {
+		return nil
 	}
 	return deleteLink(host, name)
 }
 
-// dismiss ends a reaper without work.
-func (r *reaper) dismiss() {
-	r.work.Close()
-	r.sock.Close()
+// sendDelete has a reaper delete a link, and all others in the group.
+func sendDelete(name string, group uint32) error {
+	join := setLink(name, 0)
+	join.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(group)))
+	del := nl.NewNetlinkRequest(unix.RTM_DELLINK, 0)
+	del.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	del.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(group)))
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("netlink socket: %w", err)
+	}
+	defer unix.Close(fd)
+	crash.Point("link delete " + name)
+	pid, err := forkAndSend(fd, append(pad4(join.Serialize()), del.Serialize()...))
+	if err != nil {
+		return fmt.Errorf("reaper: %w", err)
+	}
+	// In case that we live longer.
+	go func() { _, _ = unix.Wait4(pid, nil, unix.WALL, nil) }()
+	return nil
 }
 
-// deleteLink has the reaper delete a link and waits until it is gone.
-func (r *reaper) deleteLink(name string) error {
-	defer r.dismiss()
-	req := nl.NewNetlinkRequest(unix.RTM_DELLINK, 0)
-	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
-	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
-	req.Flags = unix.NLM_F_REQUEST
-	crash.Point("link delete " + name)
-	if _, err := r.work.Write(req.Serialize()); err != nil {
-		return err
-	}
-	r.work.Close()
-	// rtnetlink would have us wait for the reaper, who has its lock; this asks
-	// without any.
+// awaitGone waits until a link is gone. rtnetlink would have us wait for the
+// reaper, who has its lock; this asks without any.
+func awaitGone(name string) error {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -139,4 +80,39 @@ func (r *reaper) deleteLink(name string) error {
 		}
 	}
 	return errors.New("the reaper does not answer")
+}
+
+// forkAndSend sends msg on the socket fd from a process of its own. That has
+// nothing else open: no lock, and no pipe at which somebody waits for our end.
+//
+// Go can fork without an exec as long as the child makes raw system calls only,
+// on memory that is there already, and no signal wakes the runtime in it: the
+// way package syscall itself starts programs.
+func forkAndSend(fd int, msg []byte) (pid int, err error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	every, before := ^uint64(0), uint64(0)
+	child, errno := forkSending(uintptr(fd), unsafe.Pointer(&msg[0]), uintptr(len(msg)), &every, &before)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(child), nil
+}
+
+//go:nosplit
+//go:norace
+func forkSending(fd uintptr, msg unsafe.Pointer, size uintptr, every, before *uint64) (child uintptr, errno unix.Errno) {
+	const setSize = 8 // of a kernel's sigset_t
+	unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(every)), uintptr(unsafe.Pointer(before)), setSize, 0, 0)
+	child, _, errno = unix.RawSyscall6(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
+	if child == 0 && errno == 0 {
+		unix.RawSyscall(unix.SYS_DUP3, fd, 0, 0)
+		unix.RawSyscall(unix.SYS_CLOSE_RANGE, 1, ^uintptr(0)>>32, 0)
+		unix.RawSyscall6(unix.SYS_SENDTO, 0, uintptr(msg), size, 0, 0, 0)
+		for {
+			unix.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
+		}
+	}
+	unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(before)), 0, setSize, 0, 0)
+	return child, errno
 }

@@ -41,6 +41,7 @@ func BenchmarkReach(b *testing.B) {
 	rows = append(rows, sizeRow(b, h.Program))
 	rows = append(rows, throughput(b, l, h)...)
 	rows = append(rows, peers(b, lab.New(b))...)
+	rows = append(rows, containers(b, lab.New(b))...)
 	rows = append(rows, scale(b, lab.New(b))...)
 	table := render(rows)
 	fmt.Printf("\n%s\n", table)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -115,6 +116,13 @@ func peerRows(s series, list []peer) []row {
 	return rows
 }
 
+// fed is how long feed takes.
+func fed(env []string, text string, program string, args ...string) (time.Duration, error) {
+	start := time.Now()
+	_, err := feed(env, text, program, args...)
+	return time.Since(start), err
+}
+
 // feed runs a program from the calling thread, with text on its stdin.
 func feed(env []string, text string, program string, args ...string) ([]byte, error) {
 	cmd := exec.Command(program, args...)
@@ -132,6 +140,8 @@ func feed(env []string, text string, program string, args ...string) ([]byte, er
 type cni struct {
 	host    *lab.Host
 	plugins []cniPlugin
+	// program is what they all are; empty for Debian's.
+	program string
 	// result is what the last plugin of the last addition said.
 	result []byte
 }
@@ -161,7 +171,21 @@ func (c *cni) call(command, ns string, p cniPlugin) ([]byte, error) {
 	}
 	config := fmt.Sprintf(`{"cniVersion":"1.0.0","name":"bench","type":%q,%s%s}`, p.name, p.config, previous)
 	env := []string{"CNI_COMMAND=" + command, "CNI_CONTAINERID=" + filepath.Base(ns), "CNI_NETNS=" + ns, "CNI_IFNAME=eth0", "CNI_PATH=" + *cniDir}
-	return feed(env, config, filepath.Join(*cniDir, p.name))
+	program := c.program
+	if program == "" {
+		program = filepath.Join(*cniDir, p.name)
+	}
+	return feed(append(env, "SANDNET_ROOT="+c.host.Root), config, program)
+}
+
+// withPort is the same for one container, which publishes another port.
+func (c *cni) withPort(port int) *cni {
+	one := *c
+	one.plugins = slices.Clone(c.plugins)
+	for i := range one.plugins {
+		one.plugins[i].config = strings.Replace(one.plugins[i].config, `"hostPort":8080`, fmt.Sprintf(`"hostPort":%d`, port), 1)
+	}
+	return &one
 }
 
 func (c *cni) add(ns string) error {
