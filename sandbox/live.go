@@ -24,6 +24,15 @@ func (m *Manager) change(ctx context.Context, ref string, edit func(b *build) er
 	if err := m.begin(ctx); err != nil {
 		return err
 	}
+	return m.withFirewall(ctx, func() error {
+		if _, _, err := m.hostPlan(); err != nil {
+			return err // the sandbox's rules are another firewall's
+		}
+		return m.changeNow(ctx, ref, edit)
+	})
+}
+
+func (m *Manager) changeNow(ctx context.Context, ref string, edit func(b *build) error) error {
 	name, err := m.resolve(ref)
 	if err != nil {
 		return err

@@ -1,6 +1,9 @@
 package e2e
 
 import (
+	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -62,6 +65,68 @@ func TestSwitchFirewall(t *testing.T) {
 	h.OK("network", "rm", "app", "bridge")
 	if rules := h.Must("nft", "list", "ruleset"); strings.TrimSpace(rules) != "" {
 		t.Errorf("left behind:\n%s", rules)
+	}
+}
+
+// TestSwitchByChange changes the firewall with a change of a living sandbox.
+func TestSwitchByChange(t *testing.T) {
+	t.Parallel()
+	l := lab.New(t)
+	h, lan := l.Host("host"), l.Host("neighbour")
+	with(h, "nftables", "network", "create", "app")
+	web := server(t, h, "web", "--net", "app", "-p", "8080:80")
+	for _, c := range []struct {
+		kind, other, left string
+		words             []string
+	}{
+		{"iptables", "nft list ruleset", "table inet sandnet", []string{"port", "add", "web", "8081:80"}},
+		{"nftables", "iptables-save", "SANDNET", []string{"network", "connect", "bridge", "web"}},
+	} {
+		with(h, c.kind, c.words...)
+		if rules := h.Must("sh", "-c", c.other); strings.Contains(rules, c.left) {
+			t.Errorf("after the change to %s:\n%s", c.kind, rules)
+		}
+		for _, port := range []string{"8080", "8081"} {
+			lan.Reaches("tcp", h.IP.String()+":"+port, web, "")
+		}
+		h.OK("diff")
+	}
+}
+
+// TestFewPrograms counts the programs that sandnet starts, by programs of the
+// same names in its PATH. With the iptables firewall they are two at most for
+// a sandbox, with the nftables one none.
+func TestFewPrograms(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	log := filepath.Join(dir, "log")
+	for _, pattern := range []string{"ip*tables*", "nft", "ip", "ipset", "conntrack", "tc"} {
+		found, _ := filepath.Glob("/usr/sbin/" + pattern)
+		for _, path := range found {
+			script := fmt.Sprintf("#!/bin/sh\necho %[1]s $* >>%[2]s\nexec %[1]s \"$@\"\n", path, log)
+			if err := os.WriteFile(filepath.Join(dir, filepath.Base(path)), []byte(script), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for kind, most := range map[string]int{"nftables": 0, "iptables": 2} {
+		t.Run(kind, func(t *testing.T) {
+			h := lab.NewHost(t)
+			with(h, kind, "create", "--name", "first", "-p", "8080:80")
+			for _, words := range [][]string{{"create", "--name", "web"}, {"create", "--name", "www", "-p", "8081:80", "-p", "8082:80/udp"}, {"rm", "web"}, {"rm", "www"}} {
+				_ = os.Remove(log)
+				if r := h.SandnetEnv([]string{"PATH=" + dir + ":" + os.Getenv("PATH")}, words...); r.Code != 0 {
+					t.Fatal(r)
+				}
+				ran, _ := os.ReadFile(log)
+				if n := strings.Count(string(ran), "\n"); n > most {
+					t.Errorf("%v: %d programs, and %d at most should do:\n%s", words, n, most, ran)
+				}
+				if words[0] == "create" && most > 0 && len(ran) == 0 {
+					t.Error("this does not count")
+				}
+			}
+		})
 	}
 }
 
