@@ -112,6 +112,25 @@ func TestCNIAttachesAndDetaches(t *testing.T) {
 	}
 }
 
+// Rates as the bandwidth plugin means them: in bit/s, ingress is what the
+// container receives. They go with the container.
+func TestCNIBandwidth(t *testing.T) {
+	c, l, before := newCNI(t)
+	ns := l.Namespace("c1")
+	limited := conf("1.0.0", `,"runtimeConfig":{"bandwidth":{"ingressRate":8000000,"ingressBurst":80000,"egressRate":16000000,"egressBurst":80000}}`)
+	r := c.ok("ADD", "c1", ns.Path, limited)
+	shown := c.Must("tc", "qdisc", "show")
+	for _, want := range []string{"dev " + r.Interfaces[1].Name + " ", "rate 8Mbit", "rate 16Mbit"} {
+		if !strings.Contains(shown, want) {
+			t.Errorf("there is no %q in\n%s", want, shown)
+		}
+	}
+	c.ok("DEL", "c1", ns.Path, limited)
+	if i, d := c.Becomes(before); i < 0 {
+		t.Errorf("the host differs from before:\n%s", d)
+	}
+}
+
 func TestCNIVersions(t *testing.T) {
 	c, l, before := newCNI(t)
 	ns := l.Namespace("c1")
