@@ -27,14 +27,15 @@ func (c *checker) sysctl(s plan.Sysctl) error {
 	} else {
 		err = inNetns(s.Netns, read)
 	}
-	if errors.Is(err, fs.ErrNotExist) { // it is a link's, and went with it
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && s.Optional:
+	case errors.Is(err, fs.ErrNotExist): // it is a link's, and went with it
 		c.missing()
-		return nil
-	}
-	if err != nil {
+	case err != nil:
 		return err
+	case !sameSetting(s.Value, string(have)):
+		c.differs("value", s.Value, strings.Join(strings.Fields(string(have)), " "))
 	}
-	c.compare("value", s.Value, strings.TrimSpace(string(have)))
 	return nil
 }
 

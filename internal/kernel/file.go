@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -103,7 +105,7 @@ func setSysctl(s plan.Sysctl) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("sysctl %s: %w", s.Name, err)
 	}
-	if strings.TrimSpace(string(old)) == s.Value {
+	if sameSetting(s.Value, string(old)) {
 		return 0, nil
 	}
 	crash.Point("sysctl " + s.Name)
@@ -111,6 +113,16 @@ func setSysctl(s plan.Sysctl) (int, error) {
 		return 0, fmt.Errorf("sysctl %s=%s: %w", s.Name, s.Value, err)
 	}
 	return 1, nil
+}
+
+// sameSetting compares a value as it was asked for with what the kernel shows
+// of it: tabs between numbers, and these in decimal (kernel/sysctl.c).
+func sameSetting(want, have string) bool {
+	return slices.EqualFunc(strings.Fields(want), strings.Fields(have), func(a, b string) bool {
+		x, errX := strconv.ParseInt(a, 0, 64)
+		y, errY := strconv.ParseInt(b, 0, 64)
+		return a == b || errX == nil && errY == nil && x == y
+	})
 }
 
 // deleteSysctl puts the old value back, unless somebody has changed it since.

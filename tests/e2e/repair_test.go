@@ -240,3 +240,35 @@ func hasLine(text string, words []string) bool {
 	}
 	return false
 }
+
+// What the kernel shows in other words than it was told, and what went with a
+// link that is not sandnet's, is no difference.
+func TestNoFalseDifference(t *testing.T) {
+	t.Parallel()
+	h := lab.NewHost(t)
+	// An uplink that has heard of a router: sandnet has it go on listening.
+	h.Must("ip", "link", "add", "wan0", "type", "veth", "peer", "name", "wan1")
+	h.Must("ip", "link", "set", "wan0", "up")
+	h.Must("ip", "addr", "add", "2001:db8::5/64", "dev", "wan0", "valid_lft", "3600", "preferred_lft", "3600")
+	h.OK("network", "create", "n", "--ipv6")
+	if got := h.Must("cat", "/proc/sys/net/ipv6/conf/wan0/accept_ra"); got != "2" {
+		t.Fatalf("accept_ra of the uplink: %s", got)
+	}
+	h.Must("ip", "link", "del", "wan0")
+	web := create(t, h, "web", "--net", "n", "--sysctl", "net.ipv4.ip_local_port_range=1024 65000",
+		"--sysctl", "net.ipv4.ping_group_range=0\t0x7fffffff", "--sysctl", "net.ipv4.conf.eth0.forwarding=1")
+	if got := web.Must("cat", "/proc/sys/net/ipv4/ping_group_range"); got != "0\t2147483647" {
+		t.Fatalf("ping_group_range: %q", got)
+	}
+	for _, args := range [][]string{{"diff"}, {"gc", "--repair"}} {
+		if out := h.OK(args...); out != "" {
+			t.Errorf("%s: %s", args[0], out)
+		}
+	}
+	web.Must("sysctl", "-qw", "net.ipv4.ip_local_port_range=1024 60000")
+	if r := h.Sandnet("diff"); r.Code != 1 || !hasLine(r.Stdout, []string{"ip_local_port_range", "want 1024 65000, have 1024 60000"}) {
+		t.Error(r)
+	}
+	h.OK("gc", "--repair")
+	h.OK("diff")
+}
