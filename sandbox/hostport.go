@@ -11,6 +11,9 @@ import (
 
 // hostAddresses are those that p is published on, for a sandbox of network n.
 func hostAddresses(p spec.Port, n spec.Network) ([]netip.Addr, error) {
+	if n.GatewayMode == spec.GatewayIsolated {
+		return nil, &spec.InputError{What: "published port", Value: p.String(), Why: "network " + n.Name + " is isolated, even from the host"}
+	}
 	var all []netip.Addr
 	if n.HasIPv4() {
 		all = append(all, netip.IPv4Unspecified())

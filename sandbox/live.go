@@ -176,7 +176,10 @@ func (m *Manager) Connect(ctx context.Context, ref string, a spec.Attachment) er
 			return fmt.Errorf("sandbox %s is connected to network %s already", b.s.Name, a.Network)
 		}
 		b.s.Attach = append(slices.Clone(b.s.Attach), a)
-		if err := b.s.Validate(); err != nil {
+		ports := b.takePorts()
+		request := b.s
+		request.Ports = requested(ports)
+		if err := request.Validate(); err != nil {
 			return err
 		}
 		n, _, err := m.findNetwork(a.Network)
@@ -193,16 +196,12 @@ func (m *Manager) Connect(ctx context.Context, ref string, a spec.Attachment) er
 		}
 		i := freeInterface(b.meta.Endpoints)
 		ep.Interface, ep.HostInterface = "eth"+strconv.Itoa(i), hostInterface(b.s.ID, i)
-		ports, parked := b.takePorts()
-		if parked { // nobody has kept them free meanwhile
-			if ports, _, err = b.ports(ports); err != nil {
-				return err
-			}
-		}
 		b.meta.Spec.Attach = b.s.Attach
 		b.meta.Endpoints = append(b.meta.Endpoints, ep)
 		b.meta.Rewired = true
-		b.putPorts(ports)
+		if err := b.movePorts(ports); err != nil {
+			return err
+		}
 		return m.realize(ctx, n)
 	})
 }
@@ -224,14 +223,13 @@ func (m *Manager) Disconnect(ctx context.Context, ref, network string, force boo
 			}
 			return fmt.Errorf("sandbox %s is not connected to network %s", b.s.Name, network)
 		}
-		ports, _ := b.takePorts()
+		ports := b.takePorts()
 		b.s.Attach = slices.Delete(slices.Clone(b.s.Attach), i, i+1)
 		b.facts.Networks = slices.Delete(b.facts.Networks, i, i+1)
 		b.meta.Spec.Attach = b.s.Attach
 		b.meta.Endpoints = slices.Delete(b.meta.Endpoints, i, i+1)
 		b.meta.Rewired = true
-		b.putPorts(ports)
-		return nil
+		return b.movePorts(ports)
 	})
 }
 
@@ -247,97 +245,4 @@ func freeInterface(endpoints []spec.Endpoint) int {
 			return i
 		}
 	}
-}
-
-// takePorts takes the published ports, which are in the order of the spec's,
-// from wherever they are; parked says that the sandbox is on no network.
-func (b *build) takePorts() (ports []spec.Port, parked bool) {
-	ports, parked = b.meta.Parked, len(b.meta.Endpoints) == 0
-	for i := range b.meta.Endpoints {
-		ports = append(ports, b.meta.Endpoints[i].Ports...)
-		b.meta.Endpoints[i].Ports = []spec.Port{}
-	}
-	b.meta.Parked = nil
-	return ports, parked
-}
-
-// putPorts puts them where they belong: with the gateway.
-func (b *build) putPorts(ports []spec.Port) {
-	if len(b.meta.Endpoints) == 0 {
-		b.meta.Parked = ports
-		return
-	}
-	if ports == nil {
-		ports = []spec.Port{}
-	}
-	b.meta.Endpoints[b.gateway()].Ports = ports
-}
-
-// AddPorts publishes ports of a sandbox, all or none, and returns them as they
-// are then published. Those that it publishes already stay as they are.
-func (m *Manager) AddPorts(ctx context.Context, ref string, want []spec.Port) (published []spec.Port, err error) {
-	err = m.change(ctx, ref, func(b *build) error {
-		if len(b.meta.Endpoints) == 0 {
-			return &HintError{fmt.Errorf("sandbox %s is on no network", b.s.Name), "connect it with 'sandnet network connect NETWORK " + b.s.Name + "'"}
-		}
-		have, _ := b.takePorts()
-		var fresh []spec.Port
-		for _, p := range want {
-			there := false
-			for i := range have {
-				if isPort(p, b.s.Ports[i], have[i]) {
-					published, there = append(published, have[i]), true
-				}
-			}
-			if !there && !slices.Contains(fresh, p) {
-				fresh = append(fresh, p)
-			}
-		}
-		all := b.s
-		all.Ports = slices.Concat(b.s.Ports, fresh)
-		if err := all.Validate(); err != nil {
-			return err
-		}
-		got, asked, err := b.ports(fresh)
-		if err != nil {
-			return err
-		}
-		published = append(published, got...)
-		b.meta.Spec.Ports = slices.Concat(b.s.Ports, asked)
-		b.putPorts(slices.Concat(have, got))
-		return nil
-	})
-	return published, err
-}
-
-// isPort reports whether p names the published port have, which was asked for
-// as asked: without a host address in whatever family.
-func isPort(p, asked, have spec.Port) bool {
-	if !p.HostIP.IsValid() && have.HostIP.IsUnspecified() {
-		p.HostIP = have.HostIP
-	}
-	return p == asked || p == have
-}
-
-// RemovePorts takes ports back, named as they were asked for or, without the
-// host's side, by the sandbox's port alone. What is not published is no error.
-func (m *Manager) RemovePorts(ctx context.Context, ref string, gone []spec.Port) error {
-	return m.change(ctx, ref, func(b *build) error {
-		have, _ := b.takePorts()
-		var asked, left []spec.Port
-		for i, p := range have {
-			meant := func(g spec.Port) bool {
-				any := g.HostPort == 0 && (g.HostIP == p.HostIP || !g.HostIP.IsValid() || g.HostIP.IsUnspecified())
-				return isPort(g, b.s.Ports[i], p) || any && g.Port == p.Port && g.Proto == p.Proto
-			}
-			if !slices.ContainsFunc(gone, meant) {
-				asked, left = append(asked, b.s.Ports[i]), append(left, p)
-			}
-		}
-		if len(left) < len(have) {
-			b.meta.Spec.Ports = asked
-		}
-		b.putPorts(left)
-		return nil
-	})
 }

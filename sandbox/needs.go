@@ -40,6 +40,8 @@ type Facts interface {
 	SetVerified(note string)
 	// ProbePort binds a port until release; EADDRINUSE if somebody has it.
 	ProbePort(proto string, ip netip.Addr, port uint16) (release func(), err error)
+	// Listens reports whether somebody serves a port on an address of a family.
+	Listens(proto string, ipv6 bool, port uint16) (bool, error)
 }
 
 // Preparer can start on a sandbox's namespace before its plan is made.

@@ -159,9 +159,6 @@ func (b *build) gather(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if i == 0 && len(s.Ports) > 0 && n.GatewayMode == spec.GatewayIsolated {
-			return &spec.InputError{What: "published port", Value: s.Ports[0].String(), Why: "network " + n.Name + " is isolated, even from the host"}
-		}
 		b.facts.Networks[i] = n
 	}
 	ports, asked, err := b.ports(s.Ports)
@@ -205,14 +202,15 @@ func (m *Manager) facts(s spec.Sandbox) spec.Facts {
 }
 
 // gateway is the endpoint that has the published ports: the one with the
-// default gateway, where answers leave; without any, the first.
+// default gateway, where answers leave; without any, the first that the host
+// itself is on.
 func (b *build) gateway() int {
 	for _, ipv6 := range []bool{false, true} {
 		if i := spec.Gateway(b.s.Attach, b.facts.Networks, ipv6); i >= 0 {
 			return i
 		}
 	}
-	return 0
+	return max(0, slices.IndexFunc(b.facts.Networks, func(n spec.Network) bool { return n.GatewayMode != spec.GatewayIsolated }))
 }
 
 // endpoint allocates the sandbox's place on its i-th network.
@@ -255,7 +253,7 @@ func hostInterface(id string, i int) string { return "sv" + id[:11] + strconv.Fo
 // ports finds the host ports and keeps each bound until the kernel has its
 // reservation, so that nobody slips in between. A port without a host address
 // is published, under one number, in each family that the gateway network has.
-// asked says for each of them what it was asked for as, in its family.
+// asked says for each of them what it was asked for as.
 func (b *build) ports(want []spec.Port) (out, asked []spec.Port, err error) {
 	out = make([]spec.Port, 0, len(want))
 	local := map[netip.Addr]bool{netip.IPv4Unspecified(): true, netip.IPv6Unspecified(): true}
@@ -278,11 +276,10 @@ func (b *build) ports(want []spec.Port) (out, asked []spec.Port, err error) {
 		if err != nil {
 			return nil, nil, err
 		}
-		for _, p.HostIP = range hosts {
-			asked = append(asked, p)
-			got := p
-			got.HostPort, got.HostPortEnd = port, 0
-			out = append(out, got)
+		got := p
+		got.HostPort, got.HostPortEnd = port, 0
+		for _, got.HostIP = range hosts {
+			out, asked = append(out, got), append(asked, p)
 		}
 	}
 	return out, asked, nil

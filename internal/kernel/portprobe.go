@@ -3,8 +3,10 @@ package kernel
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -52,4 +54,28 @@ func ProbePort(proto string, ip netip.Addr, port uint16) (release func(), err er
 		return nil, fmt.Errorf("%s: %w", what, os.NewSyscallError("bind", err))
 	}
 	return func() { unix.Close(fd) }, nil
+}
+
+// Listens reports whether a process of the host serves a TCP or UDP port on any
+// address of one family. ProbePort cannot tell where the port is reserved for
+// the prober itself in the other family: an IPv4 port has [::1], too.
+func (k *Kernel) Listens(proto string, ipv6 bool, port uint16) (bool, error) {
+	name, state := "/proc/net/"+proto, "0A" // TCP_LISTEN
+	if proto == "udp" {
+		state = "07" // TCP_CLOSE, which is not connected
+	}
+	if ipv6 {
+		name += "6"
+	}
+	data, err := os.ReadFile(name)
+	if errors.Is(err, fs.ErrNotExist) { // of SCTP nothing is known, see ProbePort
+		return false, nil
+	}
+	suffix := fmt.Sprintf(":%04X", port)
+	for line := range strings.Lines(string(data)) {
+		if f := strings.Fields(line); len(f) > 3 && strings.HasSuffix(f[1], suffix) && f[3] == state {
+			return true, err
+		}
+	}
+	return false, err
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -333,4 +334,67 @@ type zeros struct{}
 func (zeros) Read(p []byte) (int, error) {
 	clear(p)
 	return len(p), nil
+}
+
+// A port that was published without an address is published in the families
+// of the network that has the gateway, whichever that is by now; others wait.
+func TestPortsFollowTheFamilies(t *testing.T) {
+	t.Parallel()
+	h := lab.NewHost(t)
+	before := used(t, h)
+	h.OK("network", "create", "six", "--ipv6")
+	h.OK("network", "create", "iso", "--gateway-mode", "isolated")
+	web := create(t, h, "web", "--net", "six", "-p", "8080:80", "-p", "[::]:8443:443", "-p", "127.0.0.1:8081:80")
+	web.ServeTCP("0.0.0.0:80")
+	web.ServeTCP("[::]:80")
+	is := func(when string, want ...string) {
+		t.Helper()
+		if got := strings.Fields(strings.ReplaceAll(h.OK("port", "web"), " -> ", "->")); !slices.Equal(slices.Sorted(slices.Values(got)), slices.Sorted(slices.Values(want))) {
+			t.Errorf("%s: %q, want %q", when, got, want)
+		}
+		h.OK("diff")
+	}
+	four, six, other, local := "80/tcp->0.0.0.0:8080", "80/tcp->[::]:8080", "443/tcp->[::]:8443", "80/tcp->127.0.0.1:8081"
+	is("as made", four, six, other, local)
+	h.OK("network", "connect", "bridge", "web")
+	if r := h.Sandnet("network", "disconnect", "six", "web"); r.Code != 0 || !strings.Contains(r.Stderr, "8443") {
+		t.Errorf("nothing said of the port that has to wait: %s", r)
+	}
+	is("on a network of IPv4", four, local)
+	h.Refused(2, []string{"8443", "no IPv6"}, "port", "add", "web", "[::]:8443:443")
+	// A server that has the port in the other family keeps it.
+	h.Must("ip", "addr", "add", "fd00::9/64", "dev", "eth0", "nodad")
+	for _, addr := range []string{"[fd00::9]:8080", "[fd00::9]:8443"} {
+		var l net.Listener
+		var err error
+		h.Do(func() { l, err = net.Listen("tcp", addr) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.Refused(2, []string{addr[len(addr)-4:], "in use", "port rm"}, "network", "connect", "--gw-priority", "1", "six", "web")
+		_ = l.Close()
+	}
+	h.OK("network", "connect", "--gw-priority", "1", "six", "web")
+	is("back", four, six, other, local)
+	reach(t, h.NS, "[::1]:8080", "back")
+	reach(t, h.NS, "127.0.0.1:8080", "back")
+
+	// One family taken back stays so; on no network, and on one that lets nobody in.
+	h.OK("port", "rm", "web", "[::]:8080:80")
+	h.OK("network", "disconnect", "bridge", "web")
+	is("one family", four, other, local)
+	h.OK("network", "connect", "iso", "web")
+	h.OK("network", "disconnect", "six", "web")
+	is("isolated")
+	h.Refused(2, []string{"iso", "isolated"}, "port", "add", "web", "9090:90")
+	h.OK("network", "connect", "six", "web")
+	is("after all that", four, other, local)
+
+	h.OK("rm", "-f", "web")
+	// The gateway's network counts, not the first.
+	create(t, h, "two", "--net", "iso", "--net", "bridge", "-p", "9090:90")
+	h.OK("rm", "two")
+	h.OK("network", "rm", "six", "iso")
+	h.Must("ip", "addr", "del", "fd00::9/64", "dev", "eth0")
+	h.Unchanged(before, "rm of everything")
 }
