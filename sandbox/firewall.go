@@ -141,6 +141,15 @@ func noteOf(host plan.Plan) string {
 	return restoreOf(host) + " " + foreign
 }
 
+// otherFirewall is an *otherFirewallError if the host's rules are another
+// firewall's than this command makes.
+func (m *Manager) otherFirewall() error {
+	if _, _, err := m.hostPlan(); errors.As(err, new(*otherFirewallError)) {
+		return err
+	}
+	return nil
+}
+
 // withFirewall does what makes rules. If those of the host are another
 // firewall's, all are moved over first. The caller holds no lock.
 func (m *Manager) withFirewall(ctx context.Context, do func() error) error {

@@ -24,15 +24,10 @@ func (m *Manager) change(ctx context.Context, ref string, edit func(b *build) er
 	if err := m.begin(ctx); err != nil {
 		return err
 	}
-	return m.withFirewall(ctx, func() error {
-		if _, _, err := m.hostPlan(); err != nil {
-			return err // the sandbox's rules are another firewall's
-		}
-		return m.changeNow(ctx, ref, edit)
-	})
+	return m.withFirewall(ctx, func() error { return m.changeOnce(ctx, ref, edit) })
 }
 
-func (m *Manager) changeNow(ctx context.Context, ref string, edit func(b *build) error) error {
+func (m *Manager) changeOnce(ctx context.Context, ref string, edit func(b *build) error) error {
 	name, err := m.resolve(ref)
 	if err != nil {
 		return err
@@ -50,6 +45,9 @@ func (m *Manager) changeNow(ctx context.Context, ref string, edit func(b *build)
 		return err
 	}
 	if err := changeable(md.Spec); err != nil {
+		return err
+	}
+	if err := m.otherFirewall(); err != nil {
 		return err
 	}
 	b, err := m.rebuild(md, old)
@@ -148,6 +146,10 @@ func (m *Manager) finish(ctx context.Context, name string) error {
 	if err == nil {
 		var want plan.Plan
 		if want, err = b.plan(); err == nil {
+			if m.otherFirewall() != nil { // those it has; who changes the firewall makes all anew
+				rules := slices.DeleteFunc(old.Objects, func(o plan.Object) bool { return !isRule(o) })
+				want.Objects = append(slices.DeleteFunc(want.Objects, isRule), rules...)
+			}
 			_, err = m.engine.Apply(ctx, want)
 		}
 	}

@@ -136,3 +136,36 @@ func rulesOf(d lab.Dump) lab.Dump {
 		return !strings.HasPrefix(l, "nft: ") && !strings.HasPrefix(l, "iptables-save: ") && !strings.HasPrefix(l, "ip6tables-save: ")
 	})
 }
+
+// What changes a sandbox changes the firewall first; what finishes the change
+// of another command does not.
+func TestOtherFirewallInAChange(t *testing.T) {
+	t.Parallel()
+	h := lab.NewHost(t)
+	with(h, "nftables", "network", "create", "app")
+	web := server(t, h, "web", "-p", "8080:80")
+	before := rulesOf(h.Dump())
+	// A change that was killed before it had recorded anything.
+	if err := os.WriteFile(h.Root+"/run/locks/sandbox:web", []byte("xx"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if r := h.Sandnet("--firewall", "iptables", "ps"); r.Code != 0 || r.Stderr != "" {
+		t.Error(r)
+	}
+	if d := lab.Diff(before, rulesOf(h.Dump())); d != "" {
+		t.Errorf("finished with another firewall:\n%s", d)
+	}
+	changes := [][]string{
+		{"port", "add", "web", "9000:80"}, {"network", "connect", "app", "web"},
+		{"network", "disconnect", "app", "web"}, {"port", "rm", "web", "9000:80"},
+	}
+	for i, kind := range []string{"iptables", "nftables", "iptables", "nftables"} {
+		with(h, kind, changes[i]...)
+		if got := strings.Contains(h.Must("iptables-save"), "SANDNET-FORWARD"); got != (kind == "iptables") {
+			t.Errorf("change %d: iptables is in use: %v", i, got)
+		}
+		h.OK("diff")
+		h.Reaches("tcp", "127.0.0.1:8080", web, "")
+	}
+	h.OK("rm", "-f", "web")
+}
