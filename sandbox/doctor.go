@@ -38,7 +38,10 @@ type exam struct {
 	// them is made.
 	networks []spec.Network
 	inUse    bool
-	resolv   string
+	// inUse6 says so of IPv6's part: a network that has outlived a reboot is made
+	// with its next use.
+	inUse6 bool
+	resolv string
 	// leftovers, interrupted and drift are a line for each thing.
 	leftovers, interrupted, drift []string
 }
@@ -49,7 +52,9 @@ func (m *Manager) Doctor(ctx context.Context) ([]Finding, error) {
 	if err := m.ready(); err != nil {
 		return nil, err
 	}
-	e := exam{resolv: hostResolv(), inUse: m.store.Has("host")}
+	m.lookOnly = true
+	defer func() { m.lookOnly = false }()
+	e := exam{resolv: hostResolv(), inUse: m.store.Has("host"), inUse6: m.store.Has(forward6)}
 	var err error
 	if e.Health, err = m.host.Health([]string{m.paths.Run, m.paths.Lib, m.paths.networks()}); err != nil {
 		return nil, err
@@ -63,9 +68,7 @@ func (m *Manager) Doctor(ctx context.Context) ([]Finding, error) {
 	if e.leftovers, err = m.leftovers(ctx, true); err != nil {
 		return nil, err
 	}
-	diff, err := m.diff(ctx, func(owner string) bool {
-		return slices.ContainsFunc(e.interrupted, func(line string) bool { return strings.HasPrefix(line, owner+",") })
-	})
+	diff, err := m.diff(ctx)
 	for _, d := range diff {
 		e.drift = append(e.drift, d.Owner+": "+d.Object+": "+d.Text())
 	}
@@ -110,9 +113,9 @@ func (e exam) checkForwarding() (out []Finding) {
 		out = append(out, Finding{Broken, "ip_forward", "IPv4 forwarding is off: sandboxes reach nothing but their own network",
 			"sandnet gc --repair"})
 	}
-	if e.inUse && e.hasIPv6() && !e.Forward6 {
+	if e.inUse6 && !e.Forward6 {
 		out = append(out, Finding{Broken, "ip_forward", "IPv6 forwarding is off: sandboxes reach nothing over IPv6 but their own network",
-			"sysctl -w net.ipv6.conf.all.forwarding=1"})
+			"sandnet gc --repair"})
 	}
 	return out
 }

@@ -39,7 +39,7 @@ func judgements() []judgement {
 		return p
 	}
 	six := func(e *exam) {
-		e.networks[0].Subnets = append(e.networks[0].Subnets, netip.MustParsePrefix("fd00:61::/64"))
+		e.networks[0].Subnets, e.inUse6 = append(e.networks[0].Subnets, netip.MustParsePrefix("fd00:61::/64")), true
 	}
 	both := func(f ...func(*exam)) func(*exam) {
 		return func(e *exam) {
@@ -53,6 +53,7 @@ func judgements() []judgement {
 		{"ip_forward", func(e *exam) { e.Forward4 = false }, "error ip_forward: IPv4 forwarding is off"},
 		{"ip_forward before the first network", func(e *exam) { e.Forward4, e.inUse = false, false }, ""},
 		{"IPv6 forwarding", six, "error ip_forward: IPv6 forwarding is off"},
+		{"IPv6 forwarding before its first network", both(six, func(e *exam) { e.inUse6 = false }), ""},
 		{"IPv6 forwarding on", both(six, func(e *exam) { e.Forward6 = true }), ""},
 		{"FORWARD drops", policy(iptables), "error forward: iptables (nf_tables) chain FORWARD drops"},
 		{"FORWARD drops, with our rule", policy(with(iptables, func(p *spec.ForwardPolicy) { p.Accepts = true })), ""},

@@ -36,7 +36,12 @@ type Manager struct {
 	modes  map[string]Mode
 	log    *slog.Logger
 	held   map[string]bool // the owners whose locks this process has
+	// lookOnly says that not even what a killed command has left is finished:
+	// its owner's lock is then errInterrupted.
+	lookOnly bool
 }
+
+var errInterrupted = errors.New("a command that was at work on it was killed")
 
 // New returns the manager of the host at p; it neither reads nor changes
 // anything yet.
@@ -185,6 +190,9 @@ func (m *Manager) lockClean(ctx context.Context, owner string) (unlock func(), e
 	unlock, err = m.store.Lock(ctx, owner)
 	if !errors.Is(err, fs.ErrExist) {
 		return unlock, err
+	}
+	if m.lookOnly {
+		return nil, fmt.Errorf("%s: %w", owner, errInterrupted)
 	}
 	if _, err := m.cleanUp(ctx, false); err != nil {
 		return nil, err

@@ -48,27 +48,24 @@ func (m *Manager) Diff(ctx context.Context) ([]Difference, error) {
 	if err := m.begin(ctx); err != nil {
 		return nil, err
 	}
-	return m.diff(ctx, func(string) bool { return false })
+	return m.diff(ctx)
 }
 
-// diff leaves out the owners that skip names.
-func (m *Manager) diff(ctx context.Context, skip func(owner string) bool) ([]Difference, error) {
+// diff with lookOnly leaves out what killed commands have left half-done.
+func (m *Manager) diff(ctx context.Context) ([]Difference, error) {
 	owners, err := m.suspects(ctx)
 	if err != nil {
 		return nil, err
 	}
 	var out []Difference
 	for _, owner := range owners {
-		if skip(owner) {
-			continue
-		}
 		// Another command may have been at work: looked at again, with its lock.
 		err := m.withOwner(ctx, owner, func(p plan.Plan) error {
 			drift, err := m.host.Check(ctx, p.Objects)
 			out = append(out, differences(owner, drift)...)
 			return err
 		})
-		if err != nil {
+		if err != nil && !errors.Is(err, errInterrupted) {
 			return out, err
 		}
 	}
@@ -158,7 +155,12 @@ func (m *Manager) withOwner(ctx context.Context, owner string, f func(plan.Plan)
 // it cannot mend is an error, and the rest goes on.
 func (m *Manager) Repair(ctx context.Context, dryRun bool) (lines []string, err error) {
 	if dryRun {
-		diff, err := m.Diff(ctx)
+		if err := m.ready(); err != nil {
+			return nil, err
+		}
+		m.lookOnly = true
+		defer func() { m.lookOnly = false }()
+		diff, err := m.diff(ctx)
 		for _, d := range diff {
 			lines = append(lines, repairLine(d.Owner, d.Object+": "+d.Text()))
 		}
@@ -223,6 +225,9 @@ func (m *Manager) repairShared(ctx context.Context, dryRun bool) (lines []string
 		_, err = m.engine.Apply(ctx, want)
 		return err
 	})
+	if errors.Is(err, errInterrupted) {
+		err = nil
+	}
 	return lines, err
 }
 

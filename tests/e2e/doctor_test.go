@@ -48,6 +48,7 @@ func TestDoctor(t *testing.T) {
 		{"permissions", "chmod 755 ROOT/run", "warning", "permissions", "/run", true},
 		{"leftover", "rm ROOT/run/records/sandbox/web.json", "warning", "leftover", "netns", true},
 		{"interrupted", "printf 1 > ROOT/run/locks/sandbox:web", "warning", "interrupted", "sandbox/web", true},
+		{"interrupted host", "printf 1 > ROOT/run/locks/host; nft flush chain inet sandnet prerouting", "warning", "interrupted", "host", false},
 		{"bridge-nf", "sysctl -qw net.bridge.bridge-nf-call-iptables=1", "note", "br_netfilter", "is 1", false},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -272,3 +272,27 @@ func TestNoFalseDifference(t *testing.T) {
 	h.OK("gc", "--repair")
 	h.OK("diff")
 }
+
+// A dry run leaves alone even what killed commands have left.
+func TestDryRunOnly(t *testing.T) {
+	t.Parallel()
+	h, _ := repairable(t)
+	sh("nft flush chain inet sandnet prerouting; ip link set VETH down")(t, h)
+	for _, owner := range []string{"host", "sandbox:db"} {
+		if err := os.WriteFile(h.Root+"/run/locks/"+owner, []byte("1"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := h.Dump()
+	out := h.OK("gc", "--dry-run", "--repair")
+	for _, words := range [][]string{{"sandbox/db", "killed"}, {"host", "killed"}, {"repair sandbox/web", "state"}} {
+		if !hasLine(out, words) {
+			t.Errorf("no line with %q:\n%s", words, out)
+		}
+	}
+	if d := lab.Diff(before, h.Dump()); d != "" {
+		t.Errorf("a dry run changes\n%s", d)
+	}
+	h.OK("gc", "--repair")
+	h.OK("diff")
+}
