@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -30,17 +32,18 @@ func (h *Host) Dump() Dump {
 			d = append(d, section+": "+l)
 		}
 	}
-	add("link", h.links())
-	add("addr", h.addresses())
-	add("route", h.lines(routeNoise, "ip", "-4", "route", "show", "table", "all"))
-	add("route6", h.lines(routeNoise, "ip", "-6", "route", "show", "table", "all"))
-	add("rule", h.lines(nil, "ip", "-4", "rule"))
-	add("rule6", h.lines(nil, "ip", "-6", "rule"))
-	add("neigh", h.lines(nil, "ip", "neigh", "show", "nud", "permanent"))
-	add("nft", h.lines(counters, "nft", "list", "ruleset"))
-	for _, save := range []string{"iptables-save", "ip6tables-save"} {
-		if _, err := exec.LookPath(save); err == nil {
-			add(save, h.lines(counters, save))
+	links, addrs := h.links()
+	add("link", links)
+	add("addr", addrs)
+	// One process for each family, not one for each list.
+	add("ip", h.lines(routeNoise, "ip", "-4", "-batch", h.ipLists))
+	add("ip6", h.lines(routeNoise, "ip", "-6", "-batch", h.ipLists))
+	rules := h.lines(counters, "nft", "list", "ruleset")
+	add("nft", rules)
+	for _, f := range []struct{ save, table string }{{"iptables-save", "table ip "}, {"ip6tables-save", "table ip6 "}} {
+		// Where nft lists no table of a family, neither does iptables.
+		if slices.ContainsFunc(rules, func(l string) bool { return strings.HasPrefix(l, f.table) }) || iptablesIsOld() {
+			add(f.save, h.lines(counters, f.save))
 		}
 	}
 	if _, err := exec.LookPath("ipset"); err == nil {
@@ -85,6 +88,7 @@ func (h *Host) Becomes(want ...Dump) (int, string) {
 	h.stopServers()
 	deadline := time.Now().Add(15 * time.Second) // the machine frees namespaces one after another
 	for {
+		h.awaitLinks(want, deadline)
 		got := h.Dump()
 		for i, w := range want {
 			if Diff(w, got) == "" {
@@ -96,6 +100,39 @@ func (h *Host) Becomes(want ...Dump) (int, string) {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
+}
+
+// awaitLinks waits until the host has as many links as one of the dumps: on the
+// way there a whole dump would tell nothing.
+func (h *Host) awaitLinks(want []Dump, deadline time.Time) {
+	h.t.Helper()
+	for {
+		n := -1
+		h.Do(func() {
+			if links, err := net.Interfaces(); err == nil {
+				n = len(links)
+			}
+		})
+		for _, w := range want {
+			if n < 0 || n == w.links() {
+				return
+			}
+		}
+		if time.Now().After(deadline) {
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// links is how many links the dump has.
+func (d Dump) links() (n int) {
+	for _, line := range d {
+		if strings.HasPrefix(line, "link: ") {
+			n++
+		}
+	}
+	return n
 }
 
 // Settled is the dump of a host on which nothing is on its way out any more.
@@ -171,9 +208,22 @@ func (h *Host) lines(noise *regexp.Regexp, name string, args ...string) []string
 	return out
 }
 
-func (h *Host) links() []string {
+// ipLists are commands for ip(8), in either family.
+const ipLists = `route show table all
+rule show
+neigh show nud permanent
+`
+
+// iptablesIsOld reports whether iptables has rules that nft does not list.
+var iptablesIsOld = sync.OnceValue(func() bool {
+	out, err := exec.Command("iptables-save", "-V").Output()
+	return err == nil && !strings.Contains(string(out), "nf_tables")
+})
+
+// links lists the links, and their addresses.
+func (h *Host) links() (links, addrs []string) {
 	h.t.Helper()
-	var links []struct {
+	var list []struct {
 		Name   string   `json:"ifname"`
 		Flags  []string `json:"flags"`
 		MTU    int      `json:"mtu"`
@@ -183,21 +233,6 @@ func (h *Host) links() []string {
 		Info   struct {
 			Kind string `json:"info_kind"`
 		} `json:"linkinfo"`
-	}
-	decode(h.t, h.Must("ip", "-j", "-d", "link"), &links)
-	var out []string
-	for _, l := range links {
-		out = append(out, fmt.Sprintf("%s kind %q mtu %d master %q group %s up %v addrgen %s",
-			l.Name, l.Info.Kind, l.MTU, l.Master, l.Group, slices.Contains(l.Flags, "UP"), l.Gen))
-	}
-	sort.Strings(out)
-	return out
-}
-
-func (h *Host) addresses() []string {
-	h.t.Helper()
-	var links []struct {
-		Name  string `json:"ifname"`
 		Addrs []struct {
 			Local string `json:"local"`
 			Bits  int    `json:"prefixlen"`
@@ -205,17 +240,19 @@ func (h *Host) addresses() []string {
 			Brd   string `json:"broadcast"`
 		} `json:"addr_info"`
 	}
-	decode(h.t, h.Must("ip", "-j", "addr"), &links)
-	var out []string
-	for _, l := range links {
+	decode(h.t, h.Must("ip", "-j", "-d", "addr"), &list)
+	for _, l := range list {
+		links = append(links, fmt.Sprintf("%s kind %q mtu %d master %q group %s up %v addrgen %s",
+			l.Name, l.Info.Kind, l.MTU, l.Master, l.Group, slices.Contains(l.Flags, "UP"), l.Gen))
 		for _, a := range l.Addrs {
 			if !strings.HasPrefix(a.Local, "fe80:") { // it comes and goes with the carrier
-				out = append(out, fmt.Sprintf("%s %s/%d brd %q scope %s", l.Name, a.Local, a.Bits, a.Brd, a.Scope))
+				addrs = append(addrs, fmt.Sprintf("%s %s/%d brd %q scope %s", l.Name, a.Local, a.Bits, a.Brd, a.Scope))
 			}
 		}
 	}
-	sort.Strings(out)
-	return out
+	sort.Strings(links)
+	sort.Strings(addrs)
+	return links, addrs
 }
 
 func decode(t testing.TB, text string, into any) {

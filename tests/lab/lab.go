@@ -85,6 +85,10 @@ type Host struct {
 	Root string
 	// Program is the sandnet binary.
 	Program string
+	// Firewall is what SANDNET_FIREWALL says; empty: nothing.
+	Firewall string
+	// ipLists is the file with what a dump asks ip(8).
+	ipLists string
 	// servers ends those that run in sandboxes: a socket keeps its namespace,
 	// and the links in it, alive.
 	servers *[]func()
@@ -100,6 +104,10 @@ func (l *Lab) Host(name string) *Host {
 		Root:    filepath.Join(l.t.TempDir(), name),
 		Program: Bin(Plain),
 		servers: new([]func()),
+	}
+	h.ipLists = filepath.Join(l.t.TempDir(), "lists")
+	if err := os.WriteFile(h.ipLists, []byte(ipLists), 0o600); err != nil {
+		l.t.Fatal(err)
 	}
 	port := "p-" + name
 	l.lan.Must("ip", "link", "add", port, "master", "lan", "type", "veth", "peer", "name", "eth0", "netns", filepath.Base(h.Path))
@@ -174,7 +182,16 @@ func (h *Host) Sandnet(args ...string) Result {
 // SandnetEnv is Sandnet with variables added to the environment.
 func (h *Host) SandnetEnv(env []string, args ...string) Result {
 	h.t.Helper()
-	return h.RunEnv(append([]string{"SANDNET_ROOT=" + h.Root}, env...), h.Program, args...)
+	return h.RunEnv(append(h.Env(), env...), h.Program, args...)
+}
+
+// Env are the variables that tell sandnet where it is.
+func (h *Host) Env() []string {
+	env := []string{"SANDNET_ROOT=" + h.Root}
+	if h.Firewall != "" {
+		env = append(env, "SANDNET_FIREWALL="+h.Firewall)
+	}
+	return env
 }
 
 // OK is Sandnet for a command that succeeds; it returns its output.
@@ -214,7 +231,7 @@ func (h *Host) Refused(code int, words []string, args ...string) {
 // StartSandnet starts sandnet and leaves it running.
 func (h *Host) StartSandnet(args ...string) *Process {
 	h.t.Helper()
-	return h.Start([]string{"SANDNET_ROOT=" + h.Root}, h.Program, args...)
+	return h.Start(h.Env(), h.Program, args...)
 }
 
 // Netns is the path a sandbox's namespace is pinned at.

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -57,7 +58,18 @@ func Main(m *testing.M, builds ...string) {
 		fmt.Fprintln(os.Stderr, "lab:", err)
 		os.Exit(1)
 	}
+	waitTogether()
 	os.Exit(m.Run())
+}
+
+// waitTogether has more tests at once than there are processors, unless the
+// command line says otherwise: half of their time they wait for the kernel.
+func waitTogether() {
+	chosen := false
+	flag.Visit(func(f *flag.Flag) { chosen = chosen || f.Name == "test.parallel" })
+	if !chosen {
+		_ = flag.Set("test.parallel", strconv.Itoa(4*runtime.GOMAXPROCS(0)))
+	}
 }
 
 // fuzzing says that a fuzz target is run, and nothing else: those are pure, and
