@@ -19,7 +19,7 @@ import (
 // object. A kind that it does not know is an error: what cannot be looked at
 // must not pass for intact.
 func (k *Kernel) Check(ctx context.Context, objs []plan.Object) ([]plan.Drift, error) {
-	c := checker{k: k, objs: objs, places: map[string]*place{}}
+	c := checker{k: k, objs: objs, places: map[string]*place{}, saved: map[string]saved{}}
 	defer c.close()
 	for _, o := range objs {
 		switch o := o.(type) {
@@ -59,6 +59,7 @@ type checker struct {
 
 	places map[string]*place // by namespace path; "" is the host
 	nft    *nfnl
+	saved  map[string]saved // by iptables program
 	// The kinds that are looked up all at once, with the first of them.
 	elements, ports, rules bool
 }

@@ -219,12 +219,17 @@ func (c *checker) tableChain(t plan.TableChain) error {
 
 // chains compares an owner's iptables chains.
 func (c *checker) chains(o plan.Chains) error {
-	have, err := save(o.Program())
-	if errors.Is(err, exec.ErrNotFound) {
-		return fmt.Errorf("it takes %s to look: %w", o.Program(), err)
-	}
-	if err != nil {
-		return err
+	have, ok := c.saved[o.Program()]
+	if !ok {
+		var err error
+		have, err = save(o.Program())
+		if errors.Is(err, exec.ErrNotFound) {
+			return fmt.Errorf("it takes %s to look: %w", o.Program(), err)
+		}
+		if err != nil {
+			return err
+		}
+		c.saved[o.Program()] = have
 	}
 	lines, err := have.missing(o)
 	if err == nil && len(lines) > 0 {

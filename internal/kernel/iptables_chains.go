@@ -295,12 +295,18 @@ func boolInt(b bool) int {
 	return 0
 }
 
-// chainOwner is the name of the object that a chain belongs to.
+// chainOwner is the name of the object that a chain belongs to: each of a
+// sandbox's chains, whose names begin with one letter, is one.
 func chainOwner(chain string) string {
-	if _, name, ok := strings.Cut(strings.TrimPrefix(chain, plan.ChainPrefix), "-"); ok {
-		return name
+	both := strings.TrimPrefix(chain, plan.ChainPrefix)
+	kind, link, ok := strings.Cut(both, "-")
+	switch {
+	case !ok:
+		return "host"
+	case len(kind) == 1:
+		return both
 	}
-	return "host"
+	return link
 }
 
 // leadsTo reports whether a rule in a chain of another owner is name's.

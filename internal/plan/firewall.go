@@ -124,9 +124,10 @@ type Chains struct {
 	// Legacy says that they are in the kernel's older home of iptables rules,
 	// and not in nf_tables.
 	Legacy bool `json:"legacy,omitempty"`
-	// Name tells the owner's from others': "host" or the name of a link, with
-	// which, after a dash, the names of its chains end. The rules in chains of
-	// other owners have such a name or the link's in them.
+	// Name tells the owner's from others': "host"; the name of a bridge, with
+	// which, after a dash, the names of its chains end; or a letter, a dash and
+	// the name of a veth, which after the prefix is the one chain's name. The
+	// rules in chains of other owners have such a name or the bridge's in them.
 	Name string `json:"name"`
 	// Mark is in the first rule of each chain and in each rule of a built-in
 	// chain: it says whose they are, as a Link's does.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,46 +16,64 @@ import (
 // change is what gets killed while the sandbox x is running: it has to have
 // happened afterwards, or not, and x runs on.
 type change struct {
-	name  string
-	stage [][]string
+	name string
 	// setup makes x; run changes it.
 	setup [][]string
 	run   []string
+	// alike: in the other places it differs by nothing that others do not have.
+	alike bool
 }
 
-var (
-	twoNets = [][]string{newNet, {"network", "create", "m", "--subnet", "10.62.0.0/24", "--bridge", "br-m"}}
-	runX    = func(options ...string) []string {
-		return append(append([]string{"run", "-d", "--name", "x", "--net", "n", "--ip", "10.61.0.7"}, options...), "--", "sleep", "1000")
+// changes are those at a place, and what they need: the networks n and m.
+func changes(p place) (stage [][]string, all []change) {
+	stage = [][]string{p.network("n", "10.61.0.0/24", "fd00:61::/64"), p.network("m", "10.62.0.0/24", "fd00:62::/64")}
+	address, loopback := []string{"--ip", "10.61.0.7"}, "127.0.0.1:8082:82/udp"
+	connect := []string{"network", "connect", "--ip", "10.62.0.7", "--alias", "y", "--gw-priority", "1"}
+	if p.dual {
+		address = append(address, "--ip6", "fd00:61::7")
+		connect = append(connect, "--ip6", "fd00:62::7")
+		loopback = "[::1]:8082:82/udp"
 	}
-	connectX = []string{"network", "connect", "--ip", "10.62.0.7", "--alias", "y", "--gw-priority", "1", "m", "x"}
-)
-
-var changes = []change{
-	// The running command's hosts file is the network's shared one, and has to
-	// become its own; gateway and port move.
-	{"connect", twoNets, [][]string{runX("-p", "8080:80")}, connectX},
-	{"disconnect", twoNets, [][]string{runX("-p", "8080:80"), connectX}, []string{"network", "disconnect", "m", "x"}},
-	{"disconnect from the last", twoNets[:1], [][]string{runX("-p", "8080:80")}, []string{"network", "disconnect", "n", "x"}},
-	{"connect with rates", twoNets, [][]string{runX("--ingress-rate", "100mbit", "--egress-rate", "50mbit")}, connectX},
-	{"port add", twoNets[:1], [][]string{runX("-p", "8080:80")}, []string{"port", "add", "x", "8081:81", "127.0.0.1:8082:82/udp"}},
-	{"port rm", twoNets[:1], [][]string{runX("-p", "8080:80", "-p", "8081:81")}, []string{"port", "rm", "x", "8081:81"}},
+	connect = append(connect, "m", "x")
+	run := func(options ...string) []string {
+		return slices.Concat([]string{"run", "-d", "--name", "x", "--net", "n"}, address, options, []string{"--", "sleep", "1000"})
+	}
+	limits := []string{"-p", "8080:80", "--ingress-rate", "100mbit", "--egress-rate", "50mbit", "--egress", "deny 10.0.0.0/8"}
+	return stage, []change{
+		// The running command's hosts file is the network's shared one, and has
+		// to become its own; gateway and port move.
+		{"connect", [][]string{run("-p", "8080:80")}, connect, true},
+		{"connect limited", [][]string{run(limits...)}, connect, false},
+		{"disconnect", [][]string{run("-p", "8080:80"), connect}, []string{"network", "disconnect", "m", "x"}, true},
+		{"disconnect limited", [][]string{run(limits...), connect}, []string{"network", "disconnect", "m", "x"}, false},
+		{"disconnect from the last", [][]string{run("-p", "8080:80")}, []string{"network", "disconnect", "n", "x"}, false},
+		{"connect to the first", [][]string{run("-p", "8080:80"), {"network", "disconnect", "n", "x"}}, connect, false},
+		{"port add", [][]string{run("-p", "8080:80")}, []string{"port", "add", "x", "8081:81", loopback}, false},
+		{"port rm", [][]string{run("-p", "8080:80", "-p", "8081:81")}, []string{"port", "rm", "x", "8081:81"}, false},
+	}
 }
 
 // TestChanges is the matrix of changes to a living sandbox.
 func TestChanges(t *testing.T) {
-	for _, c := range changes {
-		t.Run(c.name, func(t *testing.T) {
-			t.Parallel()
-			changed(t, c)
-		})
+	t.Parallel()
+	for i, p := range places {
+		stage, all := changes(p)
+		for _, c := range all {
+			if c.alike && i > 0 {
+				continue
+			}
+			t.Run(p.name+"/"+c.name, func(t *testing.T) {
+				t.Parallel()
+				changed(t, p, stage, c)
+			})
+		}
 	}
 }
 
-func changed(t *testing.T, c change) {
-	h := newHost(t)
+func changed(t *testing.T, p place, stage [][]string, c change) {
+	h := newHost(t, p)
 	next(h, 0)
-	for _, cmd := range c.stage {
+	for _, cmd := range stage {
 		h.OK(cmd...)
 	}
 	empty := h.Settled()
@@ -98,23 +117,29 @@ func changed(t *testing.T, c change) {
 		}
 		return point != ""
 	}
-	n := 1
-	for n < limit && try(n, 0) && try(n, 1) {
-		n++
-	}
-	if n < 5 || n == limit {
-		t.Fatalf("%s has %d kill points", c.name, n-1)
-	}
-	t.Logf("%s: killed at each of %d points", c.name, n-1)
+	points(t, p, 5, try)
 }
 
 // Finishing a change can be killed as well.
 func TestKilledFinish(t *testing.T) {
 	t.Parallel()
-	c := changes[0]
-	h := newHost(t)
+	for _, p := range []place{places[0], places[3]} {
+		stage, all := changes(p)
+		for _, c := range all {
+			if c.name == "connect limited" || c.name == "port add" {
+				t.Run(p.name+"/"+c.name, func(t *testing.T) {
+					t.Parallel()
+					killedFinish(t, p, stage, c)
+				})
+			}
+		}
+	}
+}
+
+func killedFinish(t *testing.T, p place, stage [][]string, c change) {
+	h := newHost(t, p)
 	next(h, 0)
-	for _, cmd := range c.stage {
+	for _, cmd := range stage {
 		h.OK(cmd...)
 	}
 	h.OK(c.setup[0]...)
@@ -165,8 +190,9 @@ func living(t *testing.T, h *lab.Host) lab.Dump {
 	d := h.Dump()
 	in := h.Sandbox("x")
 	for section, text := range map[string]string{
-		"addr":  in.Must("ip", "-br", "addr"),
-		"route": in.Must("ip", "route"),
+		"addr":   in.Must("ip", "-br", "addr"),
+		"route":  in.Must("ip", "route"),
+		"route6": in.Must("sh", "-c", "ip -6 route | grep -v ^fe80: || true"),
 	} {
 		for l := range strings.Lines(text) {
 			// The peer's index and the columns' widths say nothing.

@@ -13,7 +13,8 @@ import (
 // another, which is under way already: cleaning up after the first must not
 // take it from the second.
 func TestInheritedPort(t *testing.T) {
-	h := newHost(t)
+	t.Parallel()
+	h := newHost(t, place{})
 	next(h, 0)
 	empty := h.Settled()
 	first := []string{"create", "--name", "first", "-p", "8080:80"}

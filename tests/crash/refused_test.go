@@ -10,7 +10,8 @@ import (
 // TestRefused kills commands that would have been refused: what they are about
 // lives on, with its processes.
 func TestRefused(t *testing.T) {
-	h := newHost(t)
+	t.Parallel()
+	h := newHost(t, place{})
 	h.OK("create", "--name", "x", "-p", "8080:80")
 	h.OK("run", "-d", "--name", "job", "--", "sleep", "1000")
 	h.OK("create", "--name", "side", "--net", "container:x")

@@ -1,40 +1,51 @@
 package crash
 
-import (
-	"strings"
-	"testing"
-)
+import "testing"
 
 // TestKilledRepair damages a host and kills what mends it, gc or a create that
 // comes across the damage, at each of its points. Whoever comes next goes on:
 // in the end the host is as it was before the damage.
 func TestKilledRepair(t *testing.T) {
-	for _, damage := range []string{
-		"nft flush ruleset; sysctl -qw net.ipv4.ip_forward=0",
-		"ip link del br-n",
-		"ip link del $(ip -o link show master br-n | head -1 | cut -d: -f2 | cut -d@ -f1)",
-	} {
-		for _, by := range []string{"gc", "create"} {
-			if by == "create" && strings.Contains(damage, "master") {
-				continue // no create looks at its neighbours
-			}
-			t.Run(by+" after "+damage, func(t *testing.T) {
+	t.Parallel()
+	for _, p := range places {
+		flush := "nft flush ruleset; sysctl -qw net.ipv4.ip_forward=0"
+		if p.dual {
+			flush += " net.ipv6.conf.all.forwarding=0"
+		}
+		for _, d := range []struct {
+			what, how string
+			// creates says that a create comes across it.
+			creates bool
+		}{
+			{"rules and settings", flush, true},
+			{"a bridge", "ip link del br-n", true},
+			// No create looks at its neighbours.
+			{"a veth", "ip link del $(ip -o link show master br-n | head -1 | cut -d: -f2 | cut -d@ -f1)", false},
+			{"a namespace", "umount $ROOT/run/netns/web", false},
+		} {
+			t.Run(p.name+"/gc after loss of "+d.what, func(t *testing.T) {
 				t.Parallel()
-				killedRepair(t, damage, by)
+				killedRepair(t, p, d.how, "gc")
 			})
+			if d.creates {
+				t.Run(p.name+"/create after loss of "+d.what, func(t *testing.T) {
+					t.Parallel()
+					killedRepair(t, p, d.how, "create")
+				})
+			}
 		}
 	}
 }
 
-func killedRepair(t *testing.T, damage, by string) {
-	h := newHost(t)
+func killedRepair(t *testing.T, p place, damage, by string) {
+	h := newHost(t, p)
 	next(h, 0)
-	h.OK(newNet...)
+	h.OK(p.network("n", "10.61.0.0/24")...)
 	h.OK("create", "--name", "web", "--net", "n", "-p", "8080:80")
-	h.OK("create", "--name", "db", "--net", "n")
+	h.OK("create", "--name", "db", "--net", "n", "--egress", "deny 10.0.0.0/8", "--ingress-rate", "1gbit")
 	intact := h.Settled()
 	for n := 1; n < limit; n++ {
-		h.Must("sh", "-ec", damage)
+		h.Must("env", "ROOT="+h.Root, "sh", "-ec", damage)
 		var point string
 		if by == "gc" {
 			point = crashAt(t, h, n, "gc", "--repair")

@@ -192,6 +192,36 @@ func TestPortsOfALivingSandbox(t *testing.T) {
 	p.h.Unchanged(p.before, "rm")
 }
 
+// The last port of a sandbox goes, and its other rules stay.
+func TestLastPortBesidePolicy(t *testing.T) {
+	t.Parallel()
+	for _, firewall := range []string{"nftables", "iptables"} {
+		l := lab.New(t)
+		h, lan := l.Host("host"), l.Host("neighbour")
+		h.Firewall = firewall
+		before := used(t, h)
+		lan.ServeTCP("0.0.0.0:80")
+		h.OK("network", "create", "n", "--no-icc")
+		web := server(t, h, "web", "--net", "n", "-p", "8080:80", "--egress", "deny "+lan.IP.String())
+		at := h.IP.String() + ":8080"
+		lan.Reaches("tcp", at, web, lan.IP.String())
+		h.OK("port", "rm", "web", "8080:80")
+		lan.Barred("tcp", at)
+		web.Barred("tcp", lan.IP.String()+":80")
+		h.OK("port", "add", "web", "8080:80")
+		h.OK("network", "connect", "--gw-priority", "1", "bridge", "web") // which takes it over
+		lan.Reaches("tcp", at, web, lan.IP.String())
+		h.OK("network", "disconnect", "bridge", "web")
+		lan.Reaches("tcp", at, web, lan.IP.String())
+		if out := h.OK("diff"); out != "" {
+			t.Errorf("%s: %s", firewall, out)
+		}
+		h.OK("rm", "-f", "web")
+		h.OK("network", "rm", "n")
+		h.Unchanged(before, "rm of everything")
+	}
+}
+
 // A change that fails half-way is undone.
 func TestFailedChangeIsUndone(t *testing.T) {
 	t.Parallel()

@@ -14,10 +14,7 @@ import (
 func (f Firewall) Endpoint(mark uint32, s spec.Sandbox, ep spec.Endpoint, n spec.Network) []plan.Object {
 	reserve, objs, forget := []plan.Object(nil), firewall.Own(ep), []plan.Object(nil)
 	for _, a := range ep.Addresses {
-		c := f.endpoint(mark, s, ep, n, a.Addr())
-		if len(c.Tables) > 0 {
-			objs = append(objs, c)
-		}
+		objs = append(objs, f.endpoint(mark, s, ep, n, a.Addr())...)
 	}
 	for _, p := range ep.Ports {
 		if to, ok := firewall.Address(ep, p); ok && !firewall.Routed(n) {
@@ -28,13 +25,10 @@ func (f Firewall) Endpoint(mark uint32, s spec.Sandbox, ep spec.Endpoint, n spec
 	return append(append(reserve, objs...), forget...)
 }
 
-// endpoint plans the chains of one of the endpoint's addresses.
-func (f Firewall) endpoint(mark uint32, s spec.Sandbox, ep spec.Endpoint, n spec.Network, to netip.Addr) plan.Chains {
-	c := plan.Chains{Family: "ip6", Legacy: f.Legacy, Name: ep.HostInterface, Mark: mark}
-	if to.Is4() {
-		c.Family = "ip"
-	}
-	filter, nat := plan.ChainsOf{Table: "filter"}, plan.ChainsOf{Table: "nat"}
+// endpoint plans the chains of one of the endpoint's addresses, each an object
+// of its own: on a living sandbox one comes or goes while another stays.
+func (f Firewall) endpoint(mark uint32, s spec.Sandbox, ep spec.Endpoint, n spec.Network, to netip.Addr) []plan.Object {
+	var objs []plan.Object
 	var open, ports []string
 	for _, p := range ep.Ports {
 		switch at, ok := firewall.Address(ep, p); {
@@ -45,29 +39,29 @@ func (f Firewall) endpoint(mark uint32, s spec.Sandbox, ep spec.Endpoint, n spec
 			ports = append(ports, publish(p, to))
 		}
 	}
-	place := func(t *plan.ChainsOf, kind, in, match string, rules []string) {
-		name := plan.ChainPrefix + kind + "-" + ep.HostInterface
-		t.Chains = append(t.Chains, plan.RuleChain{Name: name, Rules: rules})
-		t.Rules = append(t.Rules, plan.PlacedRule{Chain: in, Rule: match + "-j " + name})
+	add := func(table, kind, in, match string, rules []string) {
+		c := plan.Chains{Family: "ip6", Legacy: f.Legacy, Name: kind + "-" + ep.HostInterface, Mark: mark}
+		if to.Is4() {
+			c.Family = "ip"
+		}
+		chain := plan.ChainPrefix + c.Name
+		c.Tables = []plan.ChainsOf{{Table: table, Chains: []plan.RuleChain{{Name: chain, Rules: rules}},
+			Rules: []plan.PlacedRule{{Chain: in, Rule: match + "-j " + chain}}}}
+		objs = append(objs, c)
 	}
 	if len(open) > 0 {
-		place(&filter, "R", chainOpen, "", open)
+		add("filter", "R", chainOpen, "", open)
 	}
 	if len(ports) > 0 {
-		place(&nat, "P", chainPorts, "", ports)
+		add("nat", "P", chainPorts, "", ports)
 		if n.NoICC {
-			place(&filter, "S", chainSelf, "", []string{fmt.Sprintf("-s %[1]s -d %[1]s -j %[2]s", host(to), chainAccept)})
+			add("filter", "S", chainSelf, "", []string{fmt.Sprintf("-s %[1]s -d %[1]s -j %[2]s", host(to), chainAccept)})
 		}
 	}
 	if len(s.Egress) > 0 {
-		place(&filter, "E", chainEgress, "-s "+host(to)+" ", egress(s.Egress, to.Is4()))
+		add("filter", "E", chainEgress, "-s "+host(to)+" ", egress(s.Egress, to.Is4()))
 	}
-	for _, t := range []plan.ChainsOf{filter, nat} {
-		if len(t.Chains) > 0 {
-			c.Tables = append(c.Tables, t)
-		}
-	}
-	return c
+	return objs
 }
 
 // host is an address as iptables prints it.
