@@ -31,10 +31,12 @@ func TestConnectAndDisconnect(t *testing.T) {
 	na, nb := create(t, h, "na", "--net", "a"), create(t, h, "nb", "--net", "b")
 	web.ServeEcho("0.0.0.0:7")
 	onA := na.Talk("10.61.0.7:7")
-	// A command that runs has its network's shared hosts file.
-	watcher := h.StartSandnet("exec", "web", "--", "sh", "-c", `echo ready
-until grep -qw nb /etc/hosts; do sleep 0.02; done; echo connected
-while grep -qw na /etc/hosts; do sleep 0.02; done; echo disconnected; grep -w nb /etc/hosts`)
+	// A command that runs has its network's shared hosts file. It starts no
+	// others: the host's dump has them.
+	watcher := h.StartSandnet("exec", "web", "--", "bash", "-c", `exec 3<> <(:); wait; echo ready
+has() { while read -r line; do [[ " ${line//$'\t'/ } " == *" $1 "* ]] && return; done </etc/hosts; return 1; }
+until has nb; do read -rt 0.02 -u 3; done; echo connected
+while has na; do read -rt 0.02 -u 3; done; echo disconnected; has nb; echo "$line"`)
 	watcher.Await("ready")
 
 	h.OK("network", "connect", "b", "web", "--ip", "10.62.0.7", "--alias", "www", "--mac-address", "02:00:5e:00:00:07")
