@@ -2,7 +2,9 @@ package lab
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -16,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -32,12 +35,12 @@ func (h *Host) Dump() Dump {
 			d = append(d, section+": "+l)
 		}
 	}
-	links, addrs := h.links()
+	links, addrs, routes, neighbours := h.ip()
 	add("link", links)
 	add("addr", addrs)
-	// One process for each family, not one for each list.
-	add("ip", h.lines(routeNoise, "ip", "-4", "-batch", h.ipLists))
-	add("ip6", h.lines(routeNoise, "ip", "-6", "-batch", h.ipLists))
+	add("route", routes)
+	add("neigh", neighbours)
+	add("rule", h.rules())
 	rules := h.lines(counters, "nft", "list", "ruleset")
 	add("nft", rules)
 	for _, f := range []struct{ save, table string }{{"iptables-save", "table ip "}, {"ip6tables-save", "table ip6 "}} {
@@ -46,7 +49,7 @@ func (h *Host) Dump() Dump {
 			add(f.save, h.lines(counters, f.save))
 		}
 	}
-	if _, err := exec.LookPath("ipset"); err == nil {
+	if h.hasIPSets() {
 		add("ipset", h.lines(counters, "ipset", "save"))
 	}
 	add("sysctl", h.sysctls())
@@ -185,7 +188,7 @@ var (
 	stateDir   = regexp.MustCompile(`/run/(records|ipam)/[^/]+$`)
 	times      = regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z`)
 	counters   = regexp.MustCompile(`(?m)^#.*$| packets \d+ bytes \d+|\[\d+:\d+\]| expires \S+`)
-	routeNoise = regexp.MustCompile(`(?m)^.*(fe80:|ff00::|anycast).*$| linkdown| expires \S+| pref medium`)
+	routeNoise = regexp.MustCompile(`^.*(fe80:|ff00::|anycast).*$|"linkdown",?|,"expires":[^,}]*|,"pref":"medium"`)
 )
 
 // lines is the output of a command without what noise matches.
@@ -208,11 +211,47 @@ func (h *Host) lines(noise *regexp.Regexp, name string, args ...string) []string
 	return out
 }
 
-// ipLists are commands for ip(8), in either family.
-const ipLists = `route show table all
-rule show
+// hasIPSets reports whether there is an ipset, or something that only ipset(8)
+// can tell; most hosts have none, and it takes its time to say so.
+func (h *Host) hasIPSets() (has bool) {
+	h.t.Helper()
+	if _, err := exec.LookPath("ipset"); err != nil {
+		return false
+	}
+	h.Do(func() {
+		sets, err := netlink.IpsetListAll()
+		has = err != nil || len(sets) > 0
+	})
+	return has
+}
+
+// ipLists is what ip(8) is asked in one go, of both families.
+const ipLists = `link show
+addr show
+route show table all
 neigh show nud permanent
 `
+
+// rules are the routing rules, which ip(8) tells of one family at a time.
+func (h *Host) rules() (out []string) {
+	h.t.Helper()
+	var err error
+	h.Do(func() {
+		for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+			var rules []netlink.Rule
+			if rules, err = netlink.RuleList(family); err != nil {
+				return
+			}
+			for _, r := range rules {
+				out = append(out, fmt.Sprintf("family %d %s table %d mark %d iif %q oif %q", family, r, r.Table, r.Mark, r.IifName, r.OifName))
+			}
+		}
+	})
+	if err != nil {
+		h.t.Fatalf("dump: rules: %v", err)
+	}
+	return out
+}
 
 // iptablesIsOld reports whether iptables has rules that nft does not list.
 var iptablesIsOld = sync.OnceValue(func() bool {
@@ -220,10 +259,11 @@ var iptablesIsOld = sync.OnceValue(func() bool {
 	return err == nil && !strings.Contains(string(out), "nf_tables")
 })
 
-// links lists the links, and their addresses.
-func (h *Host) links() (links, addrs []string) {
+// ip asks ip(8) for all of ipLists. Routes and neighbours are left as it tells
+// them.
+func (h *Host) ip() (links, addrs, routes, neighbours []string) {
 	h.t.Helper()
-	var list []struct {
+	var rawLinks []struct {
 		Name   string   `json:"ifname"`
 		Flags  []string `json:"flags"`
 		MTU    int      `json:"mtu"`
@@ -233,6 +273,9 @@ func (h *Host) links() (links, addrs []string) {
 		Info   struct {
 			Kind string `json:"info_kind"`
 		} `json:"linkinfo"`
+	}
+	var rawAddrs []struct {
+		Name  string `json:"ifname"`
 		Addrs []struct {
 			Local string `json:"local"`
 			Bits  int    `json:"prefixlen"`
@@ -240,10 +283,13 @@ func (h *Host) links() (links, addrs []string) {
 			Brd   string `json:"broadcast"`
 		} `json:"addr_info"`
 	}
-	decode(h.t, h.Must("ip", "-j", "-d", "addr"), &list)
-	for _, l := range list {
+	var rawRoutes, rawNeighbours []json.RawMessage
+	decode(h.t, h.Must("ip", "-j", "-d", "-batch", h.ipLists), &rawLinks, &rawAddrs, &rawRoutes, &rawNeighbours)
+	for _, l := range rawLinks {
 		links = append(links, fmt.Sprintf("%s kind %q mtu %d master %q group %s up %v addrgen %s",
 			l.Name, l.Info.Kind, l.MTU, l.Master, l.Group, slices.Contains(l.Flags, "UP"), l.Gen))
+	}
+	for _, l := range rawAddrs {
 		for _, a := range l.Addrs {
 			if !strings.HasPrefix(a.Local, "fe80:") { // it comes and goes with the carrier
 				addrs = append(addrs, fmt.Sprintf("%s %s/%d brd %q scope %s", l.Name, a.Local, a.Bits, a.Brd, a.Scope))
@@ -252,38 +298,59 @@ func (h *Host) links() (links, addrs []string) {
 	}
 	sort.Strings(links)
 	sort.Strings(addrs)
-	return links, addrs
+	for _, r := range rawRoutes {
+		if line := routeNoise.ReplaceAllString(string(r), ""); line != "" {
+			routes = append(routes, line)
+		}
+	}
+	for _, n := range rawNeighbours {
+		neighbours = append(neighbours, string(n))
+	}
+	return links, addrs, routes, neighbours
 }
 
-func decode(t testing.TB, text string, into any) {
+// decode reads one JSON value after another; what is not there is empty.
+func decode(t testing.TB, text string, into ...any) {
 	t.Helper()
-	if text == "" {
-		return
-	}
-	if err := json.Unmarshal([]byte(text), into); err != nil {
-		t.Fatalf("decode %q: %v", text, err)
+	d := json.NewDecoder(strings.NewReader(text))
+	for _, v := range into {
+		if err := d.Decode(v); err != nil && !errors.Is(err, io.EOF) {
+			t.Fatalf("decode %q: %v", text, err)
+		}
 	}
 }
 
-// sysctls are those that sandbox networking could need to change.
+// sysctls are those that sandbox networking could need to change, as files
+// below /proc/sys/net; those in a directory that ends in a star are each link's.
+var sysctls = []struct{ dir, names string }{
+	{"ipv4", "ip_forward ip_local_reserved_ports ip_local_port_range ip_unprivileged_port_start ip_nonlocal_bind"},
+	{"bridge", "bridge-nf-call-iptables bridge-nf-call-ip6tables bridge-nf-call-arptables bridge-nf-filter-vlan-tagged " +
+		"bridge-nf-filter-pppoe-tagged bridge-nf-pass-vlan-input-dev"},
+	{"netfilter", "nf_conntrack_tcp_be_liberal"},
+	{"ipv4/conf/*", "route_localnet rp_filter forwarding accept_local proxy_arp arp_ignore send_redirects"},
+	{"ipv6/conf/*", "forwarding accept_ra autoconf disable_ipv6"},
+}
+
 func (h *Host) sysctls() []string {
 	h.t.Helper()
-	patterns := []string{
-		"ipv4/ip_forward", "ipv4/ip_local_reserved_ports", "ipv4/ip_local_port_range", "ipv4/ip_unprivileged_port_start",
-		"ipv4/ip_nonlocal_bind", "bridge/*", "netfilter/nf_conntrack_tcp_be_liberal",
-		"ipv4/conf/*/route_localnet", "ipv4/conf/*/rp_filter", "ipv4/conf/*/forwarding", "ipv4/conf/*/accept_local",
-		"ipv4/conf/*/proxy_arp", "ipv4/conf/*/arp_ignore", "ipv4/conf/*/send_redirects",
-		"ipv6/conf/*/forwarding", "ipv6/conf/*/accept_ra", "ipv6/conf/*/autoconf", "ipv6/conf/*/disable_ipv6",
-	}
 	var out []string
+	read := func(dir, names string) {
+		for _, name := range strings.Fields(names) {
+			if value, err := os.ReadFile("/proc/sys/net/" + dir + name); err == nil {
+				out = append(out, "net/"+dir+name+" = "+strings.TrimSpace(string(value)))
+			}
+		}
+	}
 	h.Do(func() {
-		for _, p := range patterns {
-			names, _ := filepath.Glob("/proc/sys/net/" + p)
-			for _, name := range names {
-				value, err := os.ReadFile(name)
-				if err == nil {
-					out = append(out, strings.TrimPrefix(name, "/proc/sys/")+" = "+strings.TrimSpace(string(value)))
-				}
+		for _, s := range sysctls {
+			dir, each := strings.CutSuffix(s.dir, "*")
+			if !each {
+				read(dir+"/", s.names)
+				continue
+			}
+			links, _ := os.ReadDir("/proc/sys/net/" + dir)
+			for _, l := range links {
+				read(dir+l.Name()+"/", s.names)
 			}
 		}
 	})
