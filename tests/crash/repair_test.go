@@ -1,36 +1,34 @@
 package crash
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 // TestKilledRepair damages a host and kills what mends it, gc or a create that
 // comes across the damage, at each of its points. Whoever comes next goes on:
 // in the end the host is as it was before the damage.
 func TestKilledRepair(t *testing.T) {
 	t.Parallel()
-	for _, p := range places {
+	for i, p := range places {
 		flush := "nft flush ruleset; sysctl -qw net.ipv4.ip_forward=0"
 		if p.dual {
 			flush += " net.ipv6.conf.all.forwarding=0"
 		}
-		for _, d := range []struct {
-			what, how string
-			// creates says that a create comes across it.
-			creates bool
-		}{
-			{"rules and settings", flush, true},
-			{"a bridge", "ip link del br-n", true},
-			// No create looks at its neighbours.
-			{"a veth", "ip link del $(ip -o link show master br-n | head -1 | cut -d: -f2 | cut -d@ -f1)", false},
-			{"a namespace", "umount $ROOT/run/netns/web", false},
-		} {
-			t.Run(p.name+"/gc after loss of "+d.what, func(t *testing.T) {
-				t.Parallel()
-				killedRepair(t, p, d.how, "gc")
-			})
-			if d.creates {
-				t.Run(p.name+"/create after loss of "+d.what, func(t *testing.T) {
+		bridge, namespace := "ip link del br-n", "umount $ROOT/run/netns/web"
+		veth := "ip link del $(ip -o link show master br-n | head -1 | cut -d: -f2 | cut -d@ -f1)"
+		damages := map[string][]string{
+			"gc":     {strings.Join([]string{flush, bridge, namespace}, "; "), veth},
+			"create": {flush + "; " + bridge}, // which does not look at its neighbours
+		}
+		if i == 0 { // each alone
+			damages = map[string][]string{"gc": {flush, bridge, namespace, veth}, "create": {flush, bridge}}
+		}
+		for by, all := range damages {
+			for _, damage := range all {
+				t.Run(p.name+"/"+by+" after "+strings.ReplaceAll(damage, "/", "_"), func(t *testing.T) {
 					t.Parallel()
-					killedRepair(t, p, d.how, "create")
+					killedRepair(t, p, damage, by)
 				})
 			}
 		}
