@@ -89,6 +89,9 @@ func (types nftTypes) encode(text string) ([]byte, error) {
 }
 
 func (types nftTypes) decode(b []byte) (string, error) {
+	if len(types) == 1 && types[0].lib == nftables.TypeVerdict { // of no fixed size
+		return formatVerdict(b), nil
+	}
 	parts := make([]string, len(types))
 	for i, t := range types {
 		size := int(t.lib.Bytes)

@@ -76,12 +76,21 @@ func TestSharedRecovery(t *testing.T) {
 
 // TestCorruptRecord: one unreadable record costs its sandbox, and nobody else.
 func TestCorruptRecord(t *testing.T) {
-	t.Parallel()
+	for _, firewall := range []string{"nftables", "iptables"} {
+		t.Run(firewall, func(t *testing.T) {
+			t.Parallel()
+			corruptRecord(t, firewall)
+		})
+	}
+}
+
+func corruptRecord(t *testing.T, firewall string) {
 	h := lab.NewHost(t)
-	h.OK("network", "create", "n")
+	h.Firewall = firewall
+	h.OK("network", "create", "n", "--ipv6")
 	create(t, h, "good", "--net", "n", "-p", "8080:80")
 	before := h.Settled()
-	create(t, h, "bad", "--net", "n", "--add-host", "x:10.1.2.3", "-p", "9090:90")
+	create(t, h, "bad", "--net", "n", "--add-host", "x:10.1.2.3", "-p", "9090:90", "--egress", "deny 10.0.0.0/8", "--egress-rate", "1gbit")
 	record := filepath.Join(h.Root, "run/records/sandbox/bad.json")
 	if err := os.WriteFile(record, []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
