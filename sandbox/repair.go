@@ -334,9 +334,9 @@ func (m *Manager) intact(ctx context.Context, p plan.Plan) (bool, error) {
 	return len(drift) == 0, err
 }
 
-// patience is how long a repair waits for a sandbox that another command is
-// working on. Its lock comes before those that are held, so that waiting for
-// it must end.
+// patience is how long a repair waits for the sandboxes that other commands are
+// working on. Their locks come before those that are held, so that waiting for
+// them must end; a change of the firewall has all of them.
 const patience = time.Second
 
 // mendNetwork mends a network and every sandbox on it, and says so. The caller
@@ -359,18 +359,18 @@ func (m *Manager) mendNetwork(ctx context.Context, name string) error {
 		return err
 	}
 	on := 0
+	waiting, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	for _, md := range all {
 		if !md.isOn(name) {
 			continue
 		}
 		on++
-		waiting, cancel := context.WithTimeout(ctx, patience)
 		err := m.withOwner(waiting, ownerPrefix+md.Spec.Name, func(p plan.Plan) error {
 			more, err := m.mend(ctx, p)
 			lines = append(lines, more...)
 			return err
 		})
-		cancel()
 		if err != nil {
 			m.log.Warn("cannot mend a sandbox", "name", md.Spec.Name, "network", name, "error", err)
 		}

@@ -54,6 +54,9 @@ func (c *checker) place(path string) (*place, error) {
 			p.conn, err = dialRtnl()
 			return err
 		})
+		if err != nil && !pinned(path) {
+			return p, nil // unpinned by another command, just now
+		}
 	default:
 		return p, nil
 	}

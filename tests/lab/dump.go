@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -212,14 +213,17 @@ func (h *Host) lines(noise *regexp.Regexp, name string, args ...string) []string
 }
 
 // hasIPSets reports whether there is an ipset, or something that only ipset(8)
-// can tell; most hosts have none, and it takes its time to say so.
+// can tell; most hosts have none, and a program takes its time to say so.
 func (h *Host) hasIPSets() (has bool) {
 	h.t.Helper()
 	if _, err := exec.LookPath("ipset"); err != nil {
 		return false
 	}
 	h.Do(func() {
-		sets, err := netlink.IpsetListAll()
+		req := nl.NewNetlinkRequest(nl.IPSET_CMD_LIST|unix.NFNL_SUBSYS_IPSET<<8, unix.NLM_F_DUMP)
+		req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_NETLINK, Version: nl.NFNETLINK_V0})
+		req.AddData(nl.NewRtAttr(nl.IPSET_ATTR_PROTOCOL, nl.Uint8Attr(nl.IPSET_PROTOCOL)))
+		sets, err := req.Execute(unix.NETLINK_NETFILTER, 0)
 		has = err != nil || len(sets) > 0
 	})
 	return has

@@ -10,8 +10,10 @@ import (
 )
 
 // strangers puts objects on the host that look like sandnet's, and are not.
-func strangers(h *lab.Host) {
-	for line := range strings.Lines(`
+// One is an iptables chain; a sandnet that uses iptables itself cannot have one
+// of the same name.
+func strangers(h *lab.Host, chain string) {
+	for line := range strings.Lines(strings.ReplaceAll(`
 ip link add sandnet0x type bridge
 ip link add sn-0123456789ab type bridge
 ip addr add 10.99.0.1/24 dev sn-0123456789ab
@@ -35,9 +37,24 @@ ip6tables -N SANDNET-FORWARD
 ipset create sandnet hash:ip
 ipset add sandnet 10.61.0.2
 ipset create SANDNET-CLUSTER-IP hash:ip,port
-`) {
+`, "SANDNET-FORWARD", chain)) {
 		if words := strings.Fields(line); len(words) > 0 {
 			h.Must(words[0], words[1:]...)
+		}
+	}
+}
+
+// tables makes all tables and chains of iptables' own, with somebody's rule in
+// each: iptables makes those that it lacks, and sandnet cannot tell whose they
+// are once somebody else is in the table.
+func tables(h *lab.Host) {
+	for table, chains := range map[string]string{
+		"filter": "INPUT FORWARD OUTPUT", "nat": "PREROUTING INPUT OUTPUT POSTROUTING", "raw": "PREROUTING OUTPUT",
+	} {
+		for _, chain := range strings.Fields(chains) {
+			for _, program := range []string{"iptables", "ip6tables"} {
+				h.Must(program, "-t", table, "-A", chain, "-m", "comment", "--comment", "somebody")
+			}
 		}
 	}
 }
@@ -48,7 +65,7 @@ ipset create SANDNET-CLUSTER-IP hash:ip,port
 func TestStrangers(t *testing.T) {
 	h := lab.NewHost(t)
 	h.Root = "" // the defaults: /run/netns and /etc/netns are shared with others
-	strangers(h)
+	strangers(h, "SANDNET-FORWARD")
 	for line := range strings.Lines(`
 ip netns add s1
 ip netns exec s1 ip link add eth0 type bridge

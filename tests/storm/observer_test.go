@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -38,13 +39,13 @@ type endpoint struct {
 
 type hostPort struct {
 	HostIP   netip.Addr `json:"hostIP"`
-	HostPort int        `json:"hostPort"`
+	HostPort uint16     `json:"hostPort"`
 	Protocol string     `json:"protocol"`
 }
 
 // claims are what nobody else may hold at the same time. The storm publishes
-// on all addresses or on 127.0.0.1, and nobody may have the latter beside the
-// former: a port counts once, whatever its address.
+// on all addresses, of both families, or on 127.0.0.1, and nobody may have the
+// latter beside the former: a port counts once, whatever its addresses.
 func (v view) claims() []string {
 	var out []string
 	for _, ep := range v.Endpoints {
@@ -52,7 +53,9 @@ func (v view) claims() []string {
 			out = append(out, "address "+a.Addr().String())
 		}
 		for _, p := range ep.Ports {
-			out = append(out, fmt.Sprintf("port %d/%s", p.HostPort, p.Protocol))
+			if claim := fmt.Sprintf("port %d/%s", p.HostPort, p.Protocol); !slices.Contains(out, claim) {
+				out = append(out, claim)
+			}
 		}
 	}
 	return out
@@ -193,7 +196,7 @@ func (o *observer) namespaces() (holders, error) {
 	return out, nil
 }
 
-// addresses are the IPv4 addresses in the namespace pinned at path, and its
+// addresses are the addresses in the namespace pinned at path, and its
 // inode; 0 if there is none.
 func addresses(path string) (ino uint64, addrs []string, err error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
@@ -211,12 +214,12 @@ func addresses(path string) (ino uint64, addrs []string, err error) {
 		return 0, nil, fmt.Errorf("namespace %s: %w", path, err)
 	}
 	defer inside.Close()
-	list, err := inside.AddrList(nil, unix.AF_INET)
+	list, err := inside.AddrList(nil, netlink.FAMILY_ALL)
 	for errors.Is(err, netlink.ErrDumpInterrupted) {
-		list, err = inside.AddrList(nil, unix.AF_INET)
+		list, err = inside.AddrList(nil, netlink.FAMILY_ALL)
 	}
 	for _, a := range list {
-		if !a.IP.IsLoopback() {
+		if !a.IP.IsLoopback() && !a.IP.IsLinkLocalUnicast() {
 			addrs = append(addrs, a.IP.String())
 		}
 	}

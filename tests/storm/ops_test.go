@@ -15,11 +15,22 @@ type call struct {
 	// removes names the sandboxes that are no longer sure to exist from its
 	// start on.
 	removes []string
+	// changes names the sandbox whose addresses and ports are no longer sure
+	// from its start on.
+	changes string
 	// refusals are the reasons for which it may fail while others work on the
 	// same host: parts of what stderr says. Any other failure is one of sandnet.
 	refusals []string
 	// mortal: it may be killed with the sandbox that it is in.
 	mortal bool
+}
+
+// touches are the sandboxes of which something is no longer sure.
+func (c call) touches() []string {
+	if c.changes == "" {
+		return c.removes
+	}
+	return append([]string{c.changes}, c.removes...)
 }
 
 // op is a kind of command. A new one is one line.
@@ -45,9 +56,9 @@ var networks = []struct {
 	options []string
 }{
 	{"n0", "10.61.0", nil},
-	{"n1", "10.61.1", []string{"--no-icc"}},
+	{"n1", "10.61.1", []string{"--no-icc", "--ipv6"}},
 	{"n2", "", []string{"--internal"}},
-	{"n3", "", []string{"--no-masquerade", "--label", "tier=data"}},
+	{"n3", "", []string{"--no-masquerade", "--label", "tier=data", "--ipv6"}},
 }
 
 func internal(network string) bool {
@@ -61,7 +72,7 @@ func internal(network string) bool {
 
 var table = []op{
 	{"create", 16, create},
-	{"create on networks", 10, createOnNetworks},
+	{"create on networks", 14, createOnNetworks},
 	{"create with a fixed address", 8, createFixed},
 	{"create joined", 5, createJoined},
 	{"create none", 2, plain("create", "--net", "none")},
@@ -71,10 +82,15 @@ var table = []op{
 	{"exec", 6, execute},
 	{"rm", 12, rm},
 	{"rm -f", 6, rmForce},
-	{"network create", 10, networkCreate},
+	{"network create", 14, networkCreate},
 	{"network rm", 2, networkRemove},
 	{"network prune", 1, fixed("network", "prune")},
+	{"network connect", 8, connect},
+	{"network disconnect", 6, disconnect},
+	{"port add", 8, portAdd},
+	{"port rm", 5, portRemove},
 	{"gc", 4, fixed("gc")},
+	{"gc --repair", 2, fixed("gc", "--repair")},
 	{"gc --dry-run", 1, fixed("gc", "--dry-run")},
 	{"ps", 3, fixed("ps")},
 	{"inspect", 3, inspect},
@@ -90,6 +106,8 @@ var (
 	taken = []string{"there is a sandbox of that name", "the host port is in use", "has it"}
 	// unsettled: the network or sandbox is going, or came back as another one.
 	unsettled = []string{"there is no such network", "no such network", "was made anew meanwhile"}
+	// unchangeable: it has no interfaces of its own.
+	unchangeable = []string{"it has what the", "it has no network, for good"}
 )
 
 // pick is a worker's source of random choices. It depends on nothing but its
@@ -111,6 +129,9 @@ func (p *pick) op() op {
 }
 
 func (p *pick) sandbox() string { return "s" + strconv.Itoa(p.IntN(sandboxes)) }
+
+// busy is one of those that most is done to, so that more of it succeeds.
+func (p *pick) busy() string { return "s" + strconv.Itoa(p.IntN(sandboxes/4)) }
 
 func (p *pick) network() string { return networks[p.IntN(len(networks))].name }
 
@@ -135,15 +156,29 @@ func (p *pick) publish() []string {
 	return out
 }
 
+// limits are rates and a policy, for some.
+func (p *pick) limits() (out []string) {
+	if p.chance(15) {
+		out = append(out, "--ingress-rate", "1gbit", "--egress-rate", "500mbit")
+	}
+	if p.chance(15) {
+		out = append(out, "--egress", "deny 10.99.0.0/16", "--egress", "deny fd99::/64")
+	}
+	return out
+}
+
 func create(p *pick) call {
 	name := p.sandbox()
-	args := append([]string{"create", "--name", name}, p.publish()...)
+	if p.chance(50) {
+		name = p.busy()
+	}
+	args := slices.Concat([]string{"create", "--name", name}, p.publish(), p.limits())
 	return call{args: args, makes: name, refusals: join(taken, unsettled)}
 }
 
 func createOnNetworks(p *pick) call {
-	name := p.sandbox()
-	args := append([]string{"create", "--name", name}, p.publish()...)
+	name := p.busy()
+	args := slices.Concat([]string{"create", "--name", name}, p.publish(), p.limits())
 	chosen := p.Perm(len(networks))[:1+p.IntN(2)]
 	for _, n := range chosen {
 		args = append(args, "--net", networks[n].name)
@@ -194,8 +229,8 @@ func run(p *pick) call {
 }
 
 func runDetached(p *pick) call {
-	name := p.sandbox()
-	args := append([]string{"run", "-d", "--name", name}, p.publish()...)
+	name := p.busy()
+	args := slices.Concat([]string{"run", "-d", "--name", name}, p.publish(), p.limits())
 	return call{args: append(args, "--", "sleep", "1000"), makes: name, refusals: join(taken, unsettled, []string{"was removed before its command ran"})}
 }
 
@@ -215,11 +250,61 @@ func rmForce(p *pick) call {
 
 func networkCreate(p *pick) call {
 	n := networks[p.IntN(len(networks))]
-	args := append([]string{"network", "create"}, n.options...)
+	args := slices.Concat([]string{"network", "create"}, n.options)
 	if n.subnet != "" {
 		args = append(args, "--subnet", n.subnet+".0/24")
 	}
 	return call{args: append(args, n.name), refusals: []string{"there is a network of that name"}}
+}
+
+func connect(p *pick) call {
+	name := p.busy()
+	args := []string{"network", "connect"}
+	if p.chance(50) { // the ports move
+		args = append(args, "--gw-priority", strconv.Itoa(1+p.IntN(3)))
+	}
+	if p.chance(30) {
+		args = append(args, "--alias", "db")
+	}
+	network := "bridge"
+	if p.chance(80) {
+		network = p.network()
+	}
+	return call{args: append(args, network, name), changes: name,
+		refusals: join(noSandbox, taken, unsettled, unchangeable, []string{"is connected to network", "only user-defined networks"})}
+}
+
+func disconnect(p *pick) call {
+	name := p.busy()
+	network := "bridge"
+	if p.chance(70) {
+		network = p.network()
+	}
+	return call{args: []string{"network", "disconnect", network, name}, changes: name,
+		refusals: join(noSandbox, unsettled, unchangeable, []string{"is not connected to network"})}
+}
+
+func (p *pick) port() string {
+	port := strconv.Itoa(firstPort+p.IntN(ports)) + ":80"
+	switch p.IntN(4) {
+	case 0:
+		return "127.0.0.1:" + port
+	case 1:
+		return port + "/udp"
+	}
+	return port
+}
+
+func portAdd(p *pick) call {
+	name := p.busy()
+	return call{args: []string{"port", "add", name, p.port()}, changes: name,
+		refusals: join(noSandbox, taken, unchangeable, []string{"is on no network", "takes the same host port"})}
+}
+
+func portRemove(p *pick) call {
+	name := p.busy()
+	spec := []string{p.port(), "80", "80/udp"}[p.IntN(3)]
+	return call{args: []string{"port", "rm", name, spec}, changes: name, refusals: join(noSandbox, unchangeable)}
 }
 
 func networkRemove(p *pick) call {

@@ -14,8 +14,8 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
-	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"os/exec"
 	"slices"
@@ -45,35 +45,71 @@ const (
 
 func TestMain(m *testing.M) { lab.Main(m, lab.Plain) }
 
+// storms share the rounds. Each has a host of its own.
+var storms = []struct {
+	name string
+	// firewall is what all commands ask for; mixed has it changed under what is
+	// there, in the middle of each round.
+	firewall string
+	mixed    bool
+	// share is the part of the rounds, in percent.
+	share int
+}{
+	{"nftables", "nftables", false, 40},
+	{"iptables", "iptables", false, 30},
+	{"mixed", "", true, 30},
+}
+
 func TestStorm(t *testing.T) {
+	t.Parallel()
 	if *seed == 0 {
 		*seed = rand.Uint64N(1e9)
 	}
 	t.Logf("seed %d: repeat with -seed %[1]d", *seed)
-	h := lab.NewHost(t)
-	strangers(h)
-	h.OK("gc") // the state directory exists from here on
-	before := h.Settled()
-	s := &storm{t: t, h: h}
-	for n := range *rounds {
+	for i, c := range storms {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			h := lab.NewHost(t)
+			h.Firewall = c.firewall
+			s := &storm{t: t, h: h, mixed: c.mixed, seed: *seed + uint64(i)<<32}
+			s.blow(max(1, *rounds*c.share/100))
+		})
+	}
+}
+
+// blow is some rounds, after each of which the host is as it was before.
+func (s *storm) blow(rounds int) {
+	s.t.Helper()
+	chain := "SANDNET-FORWARD"
+	if s.h.Firewall != "nftables" {
+		chain += "S"
+		tables(s.h)
+	}
+	strangers(s.h, chain)
+	s.h.OK("gc") // the state directory exists from here on
+	before := s.h.Settled()
+	for n := range rounds {
 		s.round(n)
 		s.clear()
-		if i, d := h.Becomes(before); i < 0 {
-			t.Fatalf("round %d of seed %d: the host differs from what it was before:\n%s", n, *seed, d)
+		if i, d := s.h.Becomes(before); i < 0 {
+			s.t.Fatalf("round %d: the host differs from what it was before:\n%s", n, d)
 		}
 	}
-	t.Logf("%d commands, %d of them killed, %d refused; %d sandboxes made, %d of them alive at the end of a round; %d claims and %d looks found nothing held twice",
-		s.started.Load(), s.killed.Load(), s.refused.Load(), s.made.Load(), s.survived, s.checked, s.looks)
-	if s.made.Load() == 0 || s.checked == 0 || s.looks == 0 || s.survived == 0 || s.killed.Load() == 0 {
-		t.Error("that was no storm")
+	s.t.Logf("%d rounds: %d commands, %d of them killed, %d refused; %d sandboxes made, %d times one was changed, %d alive at the end of a round; %d claims and %d looks found nothing held twice",
+		rounds, s.started.Load(), s.killed.Load(), s.refused.Load(), s.made.Load(), s.changed.Load(), s.survived, s.checked, s.looks)
+	if s.made.Load() == 0 || s.changed.Load() == 0 || s.checked == 0 || s.looks == 0 || s.survived == 0 || s.killed.Load() == 0 {
+		s.t.Error("that was no storm")
 	}
 }
 
 type storm struct {
-	t                              *testing.T
-	h                              *lab.Host
-	started, killed, refused, made atomic.Int64
-	survived, checked, looks       int
+	t     *testing.T
+	h     *lab.Host
+	mixed bool
+	seed  uint64
+
+	started, killed, refused, made, changed atomic.Int64
+	survived, checked, looks                int
 }
 
 // round lets the workers loose and then looks at what they leave.
@@ -84,17 +120,26 @@ func (s *storm) round(n int) {
 	stop := make(chan struct{})
 	var all, watching sync.WaitGroup
 	watching.Go(func() { watcher.watch(stop) })
-	for w := range workers {
-		p := &pick{rand.New(rand.NewPCG(*seed, uint64(n*workers+w)))}
-		all.Go(func() {
-			s.h.Do(func() {
-				for range *operations / workers {
-					s.step(p, books)
-				}
-			})
-		})
+	parts := 1
+	if s.mixed {
+		parts = 2
 	}
-	all.Wait()
+	for part := range parts {
+		if part > 0 {
+			s.changeFirewall(n)
+		}
+		for w := range workers {
+			p := &pick{rand.New(rand.NewPCG(s.seed, uint64((n*parts+part)*workers+w)))}
+			all.Go(func() {
+				s.h.Do(func() {
+					for range *operations/workers*(part+1)/parts - *operations/workers*part/parts {
+						s.step(p, books)
+					}
+				})
+			})
+		}
+		all.Wait()
+	}
 	close(stop)
 	watching.Wait()
 	for fault := range watcher.faults {
@@ -106,6 +151,21 @@ func (s *storm) round(n int) {
 	s.looks += watcher.looks
 	s.checked += books.checked
 	s.survivors(n, books)
+}
+
+// changeFirewall has the host change to the other firewall, which it had in the
+// round before, while nobody else is at work. Some are killed on the way.
+func (s *storm) changeFirewall(n int) {
+	s.t.Helper()
+	dice := rand.New(rand.NewPCG(s.seed, uint64(n)<<32))
+	change := []string{"--firewall", []string{"nftables", "iptables"}[n%2], "create", "--name", "mover"}
+	for range 3 {
+		s.sandnet(1+time.Duration(dice.Int64N(int64(5*lifetime))), change...)
+		s.h.OK("ps")
+		s.h.OK("rm", "-f", "mover")
+	}
+	s.h.OK(change...)
+	s.h.OK("rm", "mover")
 }
 
 // step is one command of a worker.
@@ -130,6 +190,12 @@ func (s *storm) step(p *pick, books *ledger) {
 		}
 	case r.Stderr != "":
 		s.t.Errorf("%s", r)
+	case c.changes != "":
+		s.changed.Add(1)
+		stamp := books.stamp(c.changes)
+		if v, ok := s.inspect(c.changes); ok {
+			books.changed(stamp, v.Name, v.ID, v.claims())
+		}
 	case c.makes != "":
 		s.made.Add(1)
 		stamp := books.stamp(c.makes)
@@ -161,7 +227,7 @@ func (s *storm) inspect(id string) (view, bool) {
 func (s *storm) sandnet(fuse time.Duration, args ...string) lab.Result {
 	var stdout, stderr bytes.Buffer
 	cmd := exec.Command(s.h.Program, args...)
-	cmd.Env = []string{"SANDNET_ROOT=" + s.h.Root, "PATH=" + os.Getenv("PATH")}
+	cmd.Env = append(s.h.Env(), "PATH="+os.Getenv("PATH"))
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	cmd.WaitDelay = time.Second
 	r := lab.Result{Args: append([]string{"sandnet"}, args...)}
@@ -174,8 +240,10 @@ func (s *storm) sandnet(fuse time.Duration, args ...string) lab.Result {
 		after = lab.Patience
 	}
 	timer := time.AfterFunc(after, func() {
-		if hangs {
+		if hangs { // it says where
 			s.t.Errorf("%s hangs", strings.Join(r.Args, " "))
+			_ = cmd.Process.Signal(syscall.SIGQUIT)
+			time.Sleep(time.Second)
 		}
 		_ = cmd.Process.Kill()
 	})
@@ -197,6 +265,9 @@ func (s *storm) sandnet(fuse time.Duration, args ...string) lab.Result {
 func (s *storm) survivors(n int, books *ledger) {
 	s.t.Helper()
 	s.h.OK("gc")
+	if r := s.h.Sandnet("diff"); r.Code != 0 {
+		s.t.Errorf("round %d: %s", n, r)
+	}
 	var alive []view
 	list := map[string]string{}
 	for _, id := range strings.Fields(s.h.OK("ps", "-q")) {
@@ -233,6 +304,8 @@ func (s *storm) works(n int, v view) {
 	inside := s.h.Sandbox(v.Name)
 	inside.ServeTCP("0.0.0.0:80")
 	inside.ServeUDP("0.0.0.0:80")
+	inside.ServeTCP("[::]:80")
+	inside.ServeUDP("[::]:80")
 	for _, ep := range v.Endpoints {
 		for _, a := range ep.Addresses {
 			if !slices.Contains(addrs, a.Addr().String()) {
@@ -240,11 +313,17 @@ func (s *storm) works(n int, v view) {
 			}
 		}
 		for _, p := range ep.Ports {
-			addr := fmt.Sprintf("127.0.0.1:%d", p.HostPort)
+			addr, family := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), p.HostPort).String(), "4"
+			if p.HostIP.Is6() {
+				addr, family = netip.AddrPortFrom(netip.IPv6Loopback(), p.HostPort).String(), "6"
+				if !slices.ContainsFunc(ep.Addresses, func(a netip.Prefix) bool { return a.Addr().Is6() }) {
+					continue // it waits for a network that has IPv6
+				}
+			}
 			if !internal(ep.Network) { // who may reach one of those is another test's business
 				s.h.Reaches(p.Protocol, addr, inside, "")
 			}
-			if err := s.h.Bind(p.Protocol+"4", addr); !errors.Is(err, syscall.EADDRINUSE) {
+			if err := s.h.Bind(p.Protocol+family, addr); !errors.Is(err, syscall.EADDRINUSE) {
 				s.t.Errorf("round %d: %s/%s of sandbox %s can be taken by others (%v)", n, addr, p.Protocol, v.Name, err)
 			}
 		}
