@@ -59,9 +59,9 @@ type checker struct {
 
 	places map[string]*place // by namespace path; "" is the host
 	nft    *nfnl
-	saved  map[string]saved // by iptables program
+	saved  map[string]saved // iptables' chains, by program
 	// The kinds that are looked up all at once, with the first of them.
-	elements, ports, rules bool
+	elements, ports, rules, lines bool
 }
 
 type found struct {
@@ -117,7 +117,7 @@ func (c *checker) check(o plan.Object) error {
 	case plan.Symlink:
 		return c.symlink(o)
 	case plan.HostsLine:
-		return c.hostsLine(o)
+		return once(&c.lines, c.allHostsLines)
 	case plan.HostsFile:
 		return c.hostsFile(o)
 	}

@@ -72,28 +72,49 @@ func (c *checker) symlink(s plan.Symlink) error {
 	return nil
 }
 
-// hostsLine looks at every hosts file of the network.
-func (c *checker) hostsLine(h plan.HostsLine) error {
-	entries, err := os.ReadDir(h.Dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	shared := false
-	for _, e := range entries {
-		text, err := os.ReadFile(filepath.Join(h.Dir, e.Name()))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // removed just now, or a link that has lost its file
+// allHostsLines looks at every hosts file of each network, once: where all
+// sandboxes have files of their own, all are in all of them.
+func (c *checker) allHostsLines() error {
+	defer func(at int) { c.at = at }(c.at)
+	wanted := map[string]map[int]string{} // by directory, of each object
+	for i, o := range c.objs {
+		if h, ok := o.(plan.HostsLine); ok {
+			if wanted[h.Dir] == nil {
+				wanted[h.Dir] = map[int]string{}
+			}
+			wanted[h.Dir][i] = h.Line()
 		}
-		if err != nil {
+	}
+	for dir, want := range wanted {
+		entries, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		shared = shared || e.Name() == plan.SharedHosts
-		if !strings.Contains("\n"+string(text), "\n"+h.Line()) {
-			c.differs("line in "+e.Name(), strings.TrimSpace(h.Line()), "")
+		shared := false
+		for _, e := range entries {
+			text, err := os.ReadFile(filepath.Join(dir, e.Name()))
+			if errors.Is(err, fs.ErrNotExist) {
+				continue // removed just now, or a link that has lost its file
+			}
+			if err != nil {
+				return err
+			}
+			shared = shared || e.Name() == plan.SharedHosts
+			have := map[string]bool{}
+			for line := range strings.Lines(string(text)) {
+				have[line] = true
+			}
+			for i, line := range want {
+				if c.at = i; !have[line] {
+					c.differs("line in "+e.Name(), strings.TrimSpace(line), "")
+				}
+			}
 		}
-	}
-	if !shared {
-		c.missing()
+		for i := range want {
+			if c.at = i; !shared {
+				c.missing()
+			}
+		}
 	}
 	return nil
 }

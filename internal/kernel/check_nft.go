@@ -222,11 +222,9 @@ func (c *checker) chains(o plan.Chains) error {
 	have, ok := c.saved[o.Program()]
 	if !ok {
 		var err error
-		have, err = save(o.Program())
-		if errors.Is(err, exec.ErrNotFound) {
+		if have, err = save(o.Program()); errors.Is(err, exec.ErrNotFound) {
 			return fmt.Errorf("it takes %s to look: %w", o.Program(), err)
-		}
-		if err != nil {
+		} else if err != nil {
 			return err
 		}
 		c.saved[o.Program()] = have

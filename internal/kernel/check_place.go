@@ -35,10 +35,25 @@ func (h hop) String() string {
 	return "via " + h.via + " dev " + h.link
 }
 
+// manyPlaces is how many namespaces are open at once: a host has thousands, and
+// a process may have a thousand files. An owner's objects come in a row.
+const manyPlaces = 64
+
 // place opens a namespace.
 func (c *checker) place(path string) (*place, error) {
 	if p := c.places[path]; p != nil {
 		return p, nil
+	}
+	if len(c.places) > manyPlaces {
+		for path, p := range c.places {
+			if path == "" { // in use while another is opened
+				continue
+			}
+			if p.conn != nil {
+				p.conn.close()
+			}
+			delete(c.places, path)
+		}
 	}
 	p := &place{links: map[string]linkInfo{}, names: map[int]string{}, addrs: map[plan.Addr]bool{}, listed: map[string]bool{}}
 	c.places[path] = p

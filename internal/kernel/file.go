@@ -174,9 +174,13 @@ func deleteHostsLine(h plan.HostsLine) error {
 }
 
 func withoutAddr(text string, h plan.HostsLine) string {
+	addr := h.Addr.String() + "\t"
+	if !strings.Contains("\n"+text, "\n"+addr) {
+		return text
+	}
 	var b strings.Builder
 	for line := range strings.Lines(text) {
-		if !strings.HasPrefix(line, h.Addr.String()+"\t") {
+		if !strings.HasPrefix(line, addr) {
 			b.WriteString(line)
 		}
 	}
@@ -286,8 +290,12 @@ func editHosts(file string, edit func(string) string) error {
 		return nil
 	}
 	crash.Point("hosts " + file)
+	same := 0 // a newcomer's line is at the end
+	for same < min(len(text), len(old)) && text[same] == old[same] {
+		same++
+	}
 	// A shorter text is filled up with empty lines, should we not get to cut them.
-	if _, err := f.WriteAt([]byte(text+strings.Repeat("\n", max(0, len(old)-len(text)))), 0); err != nil {
+	if _, err := f.WriteAt([]byte(text[same:]+strings.Repeat("\n", max(0, len(old)-len(text)))), int64(same)); err != nil {
 		return err
 	}
 	crash.Point("hosts truncate " + file)

@@ -225,8 +225,12 @@ func (k *Kernel) ownedNetns(context.Context) ([]plan.Object, error) {
 		if !pinned(path) {
 			continue
 		}
+		_, open := k.conns[path]
 		if ns := (plan.Netns{Path: path, Mark: k.mark}); k.ours(ns) {
 			out = append(out, ns)
+		}
+		if !open { // there may be more namespaces than files that may be open
+			k.forget(path)
 		}
 	}
 	return out, nil
