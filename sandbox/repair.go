@@ -295,20 +295,41 @@ func (m *Manager) mendRules(ctx context.Context) (changes int, err error) {
 	if err != nil {
 		return 0, err
 	}
+	rules := map[string][]plan.Object{}
+	var all, ports []plan.Object
 	for _, owner := range owners {
 		p, err := m.store.Load(owner)
 		if err != nil || owner == "host" {
 			continue // gone meanwhile
 		}
 		// These, and no more: the owner is not locked.
-		rules := slices.DeleteFunc(p.Objects, func(o plan.Object) bool { return !isRule(o) || o.Kind() == plan.KindFlow })
-		n, err := m.host.Ensure(ctx, rules)
-		if err != nil {
-			m.log.Warn("cannot mend", "owner", owner, "error", err)
+		rules[owner] = slices.DeleteFunc(p.Objects, func(o plan.Object) bool { return !isRule(o) || o.Kind() == plan.KindFlow })
+		for _, o := range rules[owner] {
+			if o.Kind() == plan.KindHostPort {
+				ports = append(ports, o)
+			} else {
+				all = append(all, o)
+			}
 		}
-		changes += n
-		if !m.store.Has(owner) {
-			if err := m.host.Delete(ctx, rules); err != nil {
+	}
+	// All at once; one by one only where one cannot be mended.
+	if changes, err = m.host.Ensure(ctx, append(ports, all...)); err != nil {
+		for _, owner := range owners {
+			n, err := m.host.Ensure(ctx, rules[owner])
+			if err != nil {
+				m.log.Warn("cannot mend", "owner", owner, "error", err)
+			}
+			changes += n
+		}
+	}
+	end := time.Now().Add(patience)
+	for _, owner := range owners {
+		// A removal deletes the rules first and the record last.
+		for m.store.Locked(owner) && !m.held[owner] && !m.store.Changing(owner) && time.Now().Before(end) {
+			time.Sleep(time.Millisecond)
+		}
+		if len(rules[owner]) > 0 && !m.store.Has(owner) {
+			if err := m.host.Delete(ctx, rules[owner]); err != nil {
 				m.log.Warn("cannot take back", "owner", owner, "error", err)
 			}
 		}

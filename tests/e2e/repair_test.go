@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -295,4 +296,44 @@ func TestDryRunOnly(t *testing.T) {
 	}
 	h.OK("gc", "--repair")
 	h.OK("diff")
+}
+
+// What is put back while its sandbox is being removed goes with it.
+func TestMendedWhileRemoved(t *testing.T) {
+	t.Parallel()
+	h, _ := repairable(t)
+	// A removal that is past the rules and not yet at the record.
+	lock := h.Root + "/run/locks/sandbox:web"
+	f, err := os.OpenFile(lock, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Truncate(1); err != nil {
+		t.Fatal(err)
+	}
+	h.Must("nft", "flush", "ruleset")
+	other := h.StartSandnet("create", "--name", "x")
+	ports := func() string { return h.Run("nft", "list", "map", "inet", "sandnet", "ports").Stdout }
+	lab.Eventually(t, "rules of web", func() error {
+		if !strings.Contains(ports(), "8080") {
+			return errors.New(ports())
+		}
+		return nil
+	})
+	for _, path := range []string{h.Root + "/run/records/sandbox/web.json", lock} {
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_ = f.Close()
+	if r := other.Result(); r.Code != 0 {
+		t.Error(r)
+	}
+	if got := ports(); strings.Contains(got, "8080") {
+		t.Errorf("left behind: %s", got)
+	}
 }
