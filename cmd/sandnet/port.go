@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -44,7 +45,11 @@ Examples:
 			if err != nil {
 				return err
 			}
-			return p.showPorts(c.Context, m, args[0], c.Args().Get(1))
+			err = p.showPorts(c.Context, m, args[0], c.Args().Get(1))
+			if (args[0] == "add" || args[0] == "rm") && errors.As(err, new(*sandbox.NotFoundError)) {
+				return usage("%s is missing", []string{"SANDBOX", "SPEC"}[len(args)-1])
+			}
+			return err
 		},
 	}
 }
@@ -88,7 +93,7 @@ func (p *program) showPorts(ctx context.Context, m *sandbox.Manager, ref, wanted
 	if err != nil {
 		return err
 	}
-	if wanted != "" && !strings.Contains(wanted, "/") {
+	if wanted = strings.ToLower(wanted); wanted != "" && !strings.Contains(wanted, "/") {
 		wanted += "/tcp"
 	}
 	found := false
