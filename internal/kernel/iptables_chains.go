@@ -55,7 +55,7 @@ func ensureGroup(group []plan.Chains) (changed int, err error) {
 		for _, c := range group {
 			lines = append(lines, c.Restore()...)
 		}
-		if err = restore(program, lines); err == nil || !errors.As(err, new(*exec.ExitError)) {
+		if err = restore(program, byTable(lines)); err == nil || !errors.As(err, new(*exec.ExitError)) {
 			return len(group), err
 		}
 	}
@@ -77,7 +77,28 @@ func ensureGroup(group []plan.Chains) (changed int, err error) {
 	if len(lines) == 0 {
 		return 0, nil
 	}
-	return changed, restore(program, lines)
+	return changed, restore(program, byTable(lines))
+}
+
+// byTable merges restore input into one section per table: each COMMIT of a
+// table costs as much as there is in it.
+func byTable(lines []string) []string {
+	var tables, out []string
+	sections := map[string][]string{}
+	table := ""
+	for _, l := range lines {
+		if strings.HasPrefix(l, "*") {
+			if table = l; sections[table] == nil {
+				tables, sections[table] = append(tables, l), []string{l}
+			}
+		} else if l != "COMMIT" {
+			sections[table] = append(sections[table], l)
+		}
+	}
+	for _, t := range tables {
+		out = append(append(out, sections[t]...), "COMMIT")
+	}
+	return out
 }
 
 // isShared reports whether others put rules into chains of c.
