@@ -46,7 +46,6 @@ func (s *storm) each(names []string, args func(name string) []string) map[string
 // Fifty at once: none fails, each gets an address and a port of its own, and
 // all of them work.
 func TestFiftyAtOnce(t *testing.T) {
-	t.Parallel()
 	h := lab.NewHost(t)
 	h.OK("gc")
 	before := h.Settled()
@@ -78,7 +77,6 @@ func TestFiftyAtOnce(t *testing.T) {
 // A bridge takes 1,023 ports. The next sandbox is refused for that reason and
 // nothing of it is left; once there is room again, another one fits.
 func TestFullBridge(t *testing.T) {
-	t.Parallel()
 	const ports = 1023
 	l := lab.New(t)
 	h := l.Host("host")
