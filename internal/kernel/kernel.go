@@ -160,11 +160,13 @@ func (k *Kernel) ensureGroup(ctx context.Context, objs []plan.Object, queued *in
 	case familyPort:
 		return machinePorts().ensure(ctx, only[plan.HostPort](objs))
 	case familyRule:
-		return ensureRules(only[plan.Rule](objs))
+		err = k.withPrograms(ctx, func() (err error) { changed, err = ensureRules(only[plan.Rule](objs)); return err })
+		return changed, err
 	case familySysctl:
 		return ensureSysctls(only[plan.Sysctl](objs))
 	case familyChains:
-		return ensureChains(only[plan.Chains](objs))
+		err = k.withPrograms(ctx, func() (err error) { changed, err = ensureChains(only[plan.Chains](objs)); return err })
+		return changed, err
 	case familyFlow:
 		return 0, forgetFlows(only[plan.Flow](objs), false)
 	}
@@ -265,9 +267,9 @@ func (k *Kernel) Delete(ctx context.Context, objs []plan.Object) error {
 		case familyPort:
 			errs = append(errs, machinePorts().delete(ctx, only[plan.HostPort](group)))
 		case familyRule:
-			errs = append(errs, deleteRules(only[plan.Rule](group)))
+			errs = append(errs, k.withPrograms(ctx, func() error { return deleteRules(only[plan.Rule](group)) }))
 		case familyChains:
-			errs = append(errs, deleteChains(only[plan.Chains](group)))
+			errs = append(errs, k.withPrograms(ctx, func() error { return deleteChains(only[plan.Chains](group)) }))
 		case familyFlow:
 			// Not before what they follow is gone.
 			flows = append(flows, only[plan.Flow](group)...)

@@ -130,6 +130,34 @@ func TestFewPrograms(t *testing.T) {
 	}
 }
 
+// TestProgramOutlives kills sandnet while a program works for it: what that does
+// later changes nothing that the next command makes.
+func TestProgramOutlives(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	started, ended := filepath.Join(dir, "started"), filepath.Join(dir, "ended")
+	found, _ := filepath.Glob("/usr/sbin/iptables*-restore")
+	for _, path := range found {
+		script := fmt.Sprintf("#!/bin/sh\ntouch %s\nsleep 0.5\n%s \"$@\"\ntouch %s\n", started, path, ended)
+		if err := os.WriteFile(filepath.Join(dir, filepath.Base(path)), []byte(script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	await := func(file string) {
+		t.Helper()
+		lab.Eventually(t, file, func() error { _, err := os.Stat(file); return err })
+	}
+	h := lab.NewHost(t)
+	with(h, "iptables", "create", "--name", "web", "-p", "8080:80")
+	slow := h.Start(append(h.Env(), "PATH="+dir+":"+os.Getenv("PATH")), h.Program, "port", "rm", "web", "8080:80")
+	await(started)
+	_ = slow.Process.Kill()
+	slow.Result()
+	h.OK("port", "add", "web", "8081:80")
+	await(ended)
+	h.OK("diff")
+}
+
 // rulesOf is the part of a dump that firewalls are made of.
 func rulesOf(d lab.Dump) lab.Dump {
 	return slices.DeleteFunc(slices.Clone(d), func(l string) bool {
