@@ -45,7 +45,7 @@ func (m *Manager) makeHost(ctx context.Context) error {
 		return err
 	case changed > 0:
 		more, err := m.mendRules(ctx)
-		m.sayMended(changed + more)
+		m.log.Warn("mended the firewall and the settings of the host: somebody had changed them", "changes", changed+more)
 		return err
 	case state != hostVerified:
 		m.host.SetVerified(noteOf(want))

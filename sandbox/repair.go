@@ -272,7 +272,8 @@ func (m *Manager) mend(ctx context.Context, p plan.Plan) (lines []string, err er
 	return lines, err
 }
 
-// mendHost mends what all networks share, and puts back what was lost with it.
+// mendHost finishes what all networks share, and what was lost with it, after a
+// killed command: that may have mended them, but most likely was making them.
 // The caller has the host's lock and has begun.
 func (m *Manager) mendHost(ctx context.Context) error {
 	p, err := m.store.Load("host")
@@ -281,10 +282,7 @@ func (m *Manager) mendHost(ctx context.Context) error {
 	}
 	lines, err := m.mend(ctx, p)
 	changes, e := m.mendRules(ctx)
-	// Rules alone may be missing because their sandbox is just being made.
-	if len(lines) > 0 {
-		m.sayMended(len(lines) + changes)
-	}
+	m.log.Info("finished the firewall and the settings of the host after a killed command", "changes", len(lines)+changes)
 	return errors.Join(err, e)
 }
 
@@ -335,10 +333,6 @@ func (m *Manager) mendRules(ctx context.Context) (changes int, err error) {
 		}
 	}
 	return changes, nil
-}
-
-func (m *Manager) sayMended(changes int) {
-	m.log.Warn("mended the firewall and the settings of the host: somebody had changed them", "changes", changes)
 }
 
 // intact reports whether a network's links and addresses are what its plan
