@@ -17,7 +17,7 @@ BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -tags urfave_cli_no_docs -ldflags
 # The linter's own dependencies stay out of sandnet's go.mod.
 LINTER  := $(GO) tool -modfile=packaging/tools.mod staticcheck
 TIMEOUT ?= 8m
-FUZZTIME ?= 30s
+FUZZTIME ?= 10s
 
 .PHONY: help deps build run test bench lint golden fuzz man install clean
 
@@ -58,7 +58,7 @@ lint: ## gofmt, vet and staticcheck, on the ordinary and the crash build
 golden: ## rewrite the golden files; read the diff before you commit it
 	$(GO) test -count=1 $$(grep -rl --include='*_test.go' 'flag.Bool("update"' . | xargs -r -n1 dirname | sort -u) -update
 
-fuzz: ## run every fuzz target for FUZZTIME (30s), one on each processor
+fuzz: ## run every fuzz target for FUZZTIME (10s), one on each processor
 	@GO=$(GO) packaging/fuzz.sh $(FUZZTIME)
 
 man: build ## write the manual pages to bin/man

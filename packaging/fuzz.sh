@@ -1,11 +1,11 @@
 #!/bin/bash
 # fuzz.sh [TIME [PATTERN]] runs every fuzz target whose name matches PATTERN for
-# TIME (30s), as many at once as there are processors. Each starts from its
+# TIME (10s), as many at once as there are processors. Each starts from its
 # corpus: what the code adds, testdata/fuzz in git, and what earlier runs found,
 # in Go's build cache. An input that fails is left in testdata/fuzz, for the fix.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-time=${1:-30s} pattern=${2:-.}
+time=${1:-10s} pattern=${2:-.}
 
 mapfile -t targets < <(grep -ro --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' . |
 	sed 's|^\(.*\)/[^/]*:func |\1 |' | grep -- " .*$pattern" | sort)
