@@ -110,7 +110,6 @@ type Networks interface {
 type Store interface {
 	reconcile.Store
 	Journal
-	Turnstile
 	// Has and Same ask for a record without reading it as a plan.
 	Has(owner string) bool
 	Same(p plan.Plan) bool
@@ -123,17 +122,14 @@ type Store interface {
 	RemoveDurable(path string) error
 }
 
-// Turnstile keeps those who change what they know from one who removes what
-// nobody knows.
-type Turnstile interface {
-}
-
 // Journal tells what is under way, and what was when a process was killed.
 type Journal interface {
 	// Prepare makes the directories, and empties them after a reboot.
 	Prepare() error
 	// Locked reports whether an operation on owner is under way, or was killed.
 	Locked(owner string) bool
+	// Settle waits until all changes under way are done; none begins before resume.
+	Settle(ctx context.Context) (resume func(), err error)
 	// Begin says that the holder of owner's lock starts to change something.
 	Begin(owner string) error
 	// BeginChange is Begin for an owner that lives on; Changing tells the two

@@ -286,9 +286,17 @@ func (m *Manager) mendHost(ctx context.Context) error {
 	return errors.Join(err, e)
 }
 
-// mendRules puts back everybody's rules and reserved ports. The caller has the
-// host's lock.
+// mendRules puts back everybody's rules and reserved ports, while nobody changes
+// any. The caller has the host's lock.
 func (m *Manager) mendRules(ctx context.Context) (changes int, err error) {
+	waiting, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	resume, err := m.store.Settle(waiting)
+	if err != nil {
+		m.log.Warn("cannot mend the rules of networks and sandboxes; 'sandnet gc --repair' does", "error", err)
+		return 0, nil
+	}
+	defer resume()
 	owners, err := m.store.Owners()
 	if err != nil {
 		return 0, err
@@ -298,9 +306,8 @@ func (m *Manager) mendRules(ctx context.Context) (changes int, err error) {
 	for _, owner := range owners {
 		p, err := m.store.Load(owner)
 		if err != nil || owner == "host" {
-			continue // gone meanwhile
+			continue
 		}
-		// These, and no more: the owner is not locked.
 		rules[owner] = slices.DeleteFunc(p.Objects, func(o plan.Object) bool { return !isRule(o) || o.Kind() == plan.KindFlow })
 		for _, o := range rules[owner] {
 			if o.Kind() == plan.KindHostPort {
@@ -311,26 +318,15 @@ func (m *Manager) mendRules(ctx context.Context) (changes int, err error) {
 		}
 	}
 	// All at once; one by one only where one cannot be mended.
-	if changes, err = m.host.Ensure(ctx, append(ports, all...)); err != nil {
-		for _, owner := range owners {
-			n, err := m.host.Ensure(ctx, rules[owner])
-			if err != nil {
-				m.log.Warn("cannot mend", "owner", owner, "error", err)
-			}
-			changes += n
-		}
+	if changes, err = m.host.Ensure(ctx, append(ports, all...)); err == nil {
+		return changes, nil
 	}
-	end := time.Now().Add(patience)
 	for _, owner := range owners {
-		// A removal deletes the rules first and the record last.
-		for m.store.Locked(owner) && !m.held[owner] && !m.store.Changing(owner) && time.Now().Before(end) {
-			time.Sleep(time.Millisecond)
+		n, err := m.host.Ensure(ctx, rules[owner])
+		if err != nil {
+			m.log.Warn("cannot mend", "owner", owner, "error", err)
 		}
-		if len(rules[owner]) > 0 && !m.store.Has(owner) {
-			if err := m.host.Delete(ctx, rules[owner]); err != nil {
-				m.log.Warn("cannot take back", "owner", owner, "error", err)
-			}
-		}
+		changes += n
 	}
 	return changes, nil
 }

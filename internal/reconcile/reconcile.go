@@ -35,6 +35,8 @@ type Store interface {
 	Remove(owner string) error
 	Owners() ([]string, error)
 	Lock(ctx context.Context, owner string) (unlock func(), err error)
+	// Work begins a change of what a record names; see record.Store.
+	Work(ctx context.Context) (done func(), err error)
 }
 
 // Engine applies plans. The caller holds the owner's lock.
@@ -58,6 +60,11 @@ func (e *Engine) Change(ctx context.Context, want plan.Plan) (changed int, err e
 }
 
 func (e *Engine) apply(ctx context.Context, want plan.Plan, ensure func(old []plan.Object) []plan.Object) (changed int, err error) {
+	done, err := e.Store.Work(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer done()
 	old, err := e.Store.Load(want.Owner)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return 0, err
@@ -84,6 +91,11 @@ func (e *Engine) apply(ctx context.Context, want plan.Plan, ensure func(old []pl
 // owner without a record is already removed. The record stays if anything
 // could not be deleted.
 func (e *Engine) Remove(ctx context.Context, owner string) error {
+	done, err := e.Store.Work(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
 	p, err := e.Store.Load(owner)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

@@ -104,6 +104,7 @@ func (w *world) Owners() ([]string, error) {
 }
 
 func (w *world) Lock(context.Context, string) (func(), error) { return func() {}, nil }
+func (w *world) Work(context.Context) (func(), error)         { return func() {}, nil }
 
 func links(names ...string) plan.Plan {
 	p := plan.Plan{Owner: "sandbox/x"}

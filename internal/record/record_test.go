@@ -119,6 +119,59 @@ func TestLockExcludes(t *testing.T) {
 	}
 }
 
+// Who settles waits for those at work, and comes before those who come later.
+func TestSettle(t *testing.T) {
+	s := open(t)
+	first, err := s.Work(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := s.Work(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	second()
+	settled := make(chan func())
+	go func() {
+		resume, err := s.Settle(t.Context())
+		if err != nil {
+			t.Error(err)
+		}
+		settled <- resume
+	}()
+	work := func() error {
+		short, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		defer cancel()
+		done, err := s.Work(short)
+		if err == nil {
+			done()
+		}
+		return err
+	}
+	for range 1000 {
+		if err = work(); err != nil {
+			break
+		}
+	}
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("work begins though somebody waits to settle: %v", err)
+	}
+	select {
+	case <-settled:
+		t.Fatal("settled while somebody was at work")
+	default:
+	}
+	first()
+	resume := <-settled
+	if err := work(); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("work beside settling: %v", err)
+	}
+	resume()
+	if err := work(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestAChangeIsNoRemoval(t *testing.T) {
 	s := open(t)
 	for _, begin := range []func(string) error{s.Begin, s.BeginChange} {
