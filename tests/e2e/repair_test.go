@@ -298,42 +298,37 @@ func TestDryRunOnly(t *testing.T) {
 	h.OK("diff")
 }
 
-// What is put back while its sandbox is being removed goes with it.
+// What is being removed is not put back: restoring waits for the removal's end.
 func TestMendedWhileRemoved(t *testing.T) {
 	t.Parallel()
 	h, _ := repairable(t)
 	// A removal that is past the rules and not yet at the record.
-	lock := h.Root + "/run/locks/sandbox:web"
-	f, err := os.OpenFile(lock, os.O_RDWR|os.O_CREATE, 0o600)
+	records := h.Root + "/run/records"
+	removal, err := os.Open(records)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
-		t.Fatal(err)
-	}
-	if err := f.Truncate(1); err != nil {
+	defer removal.Close()
+	if err := unix.Flock(int(removal.Fd()), unix.LOCK_SH); err != nil {
 		t.Fatal(err)
 	}
 	h.Must("nft", "flush", "ruleset")
 	other := h.StartSandnet("create", "--name", "x")
 	ports := func() string { return h.Run("nft", "list", "map", "inet", "sandnet", "ports").Stdout }
-	lab.Eventually(t, "rules of web", func() error {
-		if !strings.Contains(ports(), "8080") {
+	lab.Eventually(t, "the host's rules", func() error {
+		if !strings.Contains(ports(), "map ports") {
 			return errors.New(ports())
 		}
 		return nil
 	})
-	for _, path := range []string{h.Root + "/run/records/sandbox/web.json", lock} {
-		if err := os.Remove(path); err != nil {
-			t.Fatal(err)
-		}
+	if err := os.Remove(records + "/sandbox/web.json"); err != nil {
+		t.Fatal(err)
 	}
-	_ = f.Close()
+	_ = removal.Close()
 	if r := other.Result(); r.Code != 0 {
 		t.Error(r)
 	}
 	if got := ports(); strings.Contains(got, "8080") {
-		t.Errorf("left behind: %s", got)
+		t.Errorf("put back: %s", got)
 	}
 }
