@@ -215,10 +215,14 @@ func setHostname(name string) error {
 	return nil
 }
 
-// KillHolders kills every process in the namespace at path and waits, up to a
-// second, until they are gone.
+// killPatience is how long processes may take to end that were killed. On a
+// busy machine the end of a mount namespace takes its time.
+const killPatience = 10 * time.Second
+
+// KillHolders kills every process in the namespace at path and waits until they
+// are gone.
 func (k *Kernel) KillHolders(path string) error {
-	for range 100 {
+	for end := time.Now().Add(killPatience); time.Now().Before(end); {
 		pids := k.Holders(path)
 		if len(pids) == 0 {
 			return nil
