@@ -248,7 +248,9 @@ func (b *build) endpoint(ctx context.Context, i int, a spec.Attachment) (spec.En
 
 // hostInterface is "sv", 11 digits of the ID and the endpoint's number:
 // within the 15 characters of an interface name.
-func hostInterface(id string, i int) string { return "sv" + id[:11] + strconv.FormatInt(int64(i), 36) }
+func hostInterface(id string, i int) string {
+	return spec.VethPrefix + id[:11] + strconv.FormatInt(int64(i), 36)
+}
 
 // ports finds the host ports and keeps each bound until the kernel has its
 // reservation, so that nobody slips in between. A port without a host address

@@ -12,6 +12,7 @@ import (
 // What the nft program keeps to itself: kernel headers name them, the
 // libraries do not.
 const (
+	metaIIFKind = 26 // NFT_META_IIFKIND
 	metaOIFKind = 27 // NFT_META_OIFKIND
 	ctDstIP     = 20 // NFT_CT_DST_IP
 	ctDstIP6    = 22 // NFT_CT_DST_IP6
@@ -72,6 +73,7 @@ func nftFields() []nftField {
 		metaField("iifname", "ifname", 16, expr.MetaKeyIIFNAME),
 		metaField("oifname", "ifname", 16, expr.MetaKeyOIFNAME),
 		metaField("iifgroup", "devgroup", 4, expr.MetaKeyIIFGROUP).worded(false, nativeNumber),
+		metaField("meta iifkind", "ifname", 16, metaIIFKind),
 		metaField("meta oifkind", "ifname", 16, metaOIFKind),
 		metaField("meta l4proto", "inet_proto", 1, expr.MetaKeyL4PROTO),
 		payloadField("th dport", "inet_service", 2, anyHeader, transport, 2),

@@ -295,6 +295,9 @@ type Network struct {
 	Created     time.Time   `json:"created"`
 }
 
+// VethPrefix begins the name of every HostInterface.
+const VethPrefix = "sv"
+
 // Endpoint is a sandbox's place on a network, with everything allocated. It is
 // what the bridge mode plans from and what `inspect` shows.
 type Endpoint struct {

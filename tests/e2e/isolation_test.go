@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -60,6 +61,30 @@ func TestInternal(t *testing.T) {
 	c.Barred("tcp", address(t, h, "a")+":80")
 	lan.Must("ip", "route", "add", "10.61.2.0/24", "via", h.IP.String())
 	lan.Barred("tcp", address(t, h, "a")+":80")
+}
+
+// A bridge hands frames to reserved addresses, LLDP's above all, to the host on
+// the port that they came in by, where no rule for bridges sees them.
+func TestReservedMulticast(t *testing.T) {
+	t.Parallel()
+	for _, firewall := range []string{"nftables", "iptables"} {
+		t.Run(firewall, func(t *testing.T) {
+			t.Parallel()
+			h := lab.NewHost(t)
+			h.Firewall = firewall
+			h.ServeUDP("0.0.0.0:9000")
+			h.ServeUDP("[::]:9001")
+			h.OK("network", "create", "inner", "--internal", "--ipv6")
+			inner := create(t, h, "inner", "--net", "inner")
+			gateways := inspect(t, h, "inner").Endpoints[0].Gateways
+			for _, last := range []string{"00", "02", "03", "0e"} {
+				for i, gw := range gateways {
+					inner.Must("ip", "neigh", "replace", gw.String(), "lladdr", "01:80:c2:00:00:"+last, "dev", "eth0", "nud", "permanent")
+					inner.Barred("udp", netip.AddrPortFrom(gw, uint16(9000+i)).String())
+				}
+			}
+		})
+	}
 }
 
 // From outside nothing is open but published ports, even on a host that

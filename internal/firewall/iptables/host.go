@@ -12,6 +12,7 @@ import (
 
 	"github.com/sandnet/sandnet/internal/firewall"
 	"github.com/sandnet/sandnet/internal/plan"
+	"github.com/sandnet/sandnet/internal/spec"
 )
 
 // The chains of the host. Those of networks and sandboxes have a second dash
@@ -102,9 +103,10 @@ func (f Firewall) host(mark uint32, family string) plan.Chains {
 				chain(chainPrerouting, prerouting...), chain(chainPostrouting, "-j "+chainInto, "-j "+chainMasquerade)},
 			Rules: []plan.PlacedRule{jump("PREROUTING", chainPrerouting), jump("OUTPUT", chainPorts), jump("POSTROUTING", chainPostrouting)}},
 	}}
-	if family == "ip" {
-		c.Tables = append(c.Tables, plan.ChainsOf{Table: "raw",
-			Chains: []plan.RuleChain{chain(chainRaw)}, Rules: []plan.PlacedRule{jump("PREROUTING", chainRaw)}})
-	}
+	// A bridge hands frames to reserved addresses (01:80:c2:00:00:0e) to the host
+	// on the port that they came in by, past all rules for bridges.
+	c.Tables = append(c.Tables, plan.ChainsOf{Table: "raw",
+		Chains: []plan.RuleChain{chain(chainRaw, fmt.Sprintf("-i %s+ -m devgroup --src-group 0x%x -j DROP", spec.VethPrefix, mark))},
+		Rules:  []plan.PlacedRule{jump("PREROUTING", chainRaw)}})
 	return c
 }

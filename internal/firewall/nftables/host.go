@@ -96,9 +96,12 @@ func table(mark uint32) plan.Table {
 	return plan.Table{
 		Family: tableFamily, Name: TableName, Mark: mark, Sets: sets,
 		Chains: []plan.Chain{
+			// A bridge hands frames to reserved addresses (01:80:c2:00:00:0e) to the
+			// host on the port that they came in by, past all rules for bridges.
 			// Published ports on 127.0.0.1 need route_localnet on the bridges;
 			// without this, a sandbox could reach everything on the host's loopback.
 			{Name: "raw-prerouting", Type: "filter", Hook: "prerouting", Priority: prioRaw, Rules: []string{
+				fmt.Sprintf(`iifgroup %d meta iifkind "veth" drop`, mark),
 				"ip daddr 127.0.0.0/8 iifname @bridges drop",
 			}},
 			// From outside, 127.0.0.0/8 is never translated: it then is a martian.
